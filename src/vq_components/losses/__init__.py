@@ -1,0 +1,1 @@
+"""Losses: perceptual distance and the whole VQ-GAN objective."""

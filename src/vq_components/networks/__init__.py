@@ -1,0 +1,1 @@
+"""Convolutional networks: autoencoder and discriminator."""

@@ -1,0 +1,1 @@
+"""Quantizers: vectors in; vectors, indices and a loss out."""
