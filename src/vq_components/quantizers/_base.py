@@ -1,0 +1,237 @@
+"""What all quantizers share: layout, dtype and checks, once at the door."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..functional._codes import check_indices
+from ._schedule import Schedule, UpdateHandle
+
+
+class QuantizerOutput(NamedTuple):
+    """What a quantizer returns, the same in training and in evaluation."""
+
+    quantized: Tensor
+    """The entries that stand for the input, in its shape and dtype; the gradient goes to the input."""
+    indices: Tensor
+    """Which entries these are, ``int64``, in the input's shape without channels; -1 at masked positions."""
+    loss: Tensor
+    """Weighted scalar, at least float32: add it to the training loss as it is."""
+    terms: dict[str, Tensor]
+    """Detached, unweighted scalars for the log: the parts of ``loss``, perplexity and usage of this batch."""
+
+
+class AbstractQuantizer(nn.Module, ABC):
+    """Base of all quantizers: takes any layout and dtype to vectors ``(N, D)`` and back.
+
+    A variant implements :meth:`_quantize` and :meth:`_decode` on vectors, and :meth:`_encode` if its
+    :meth:`_quantize` keeps statistics. ``forward``, ``encode`` and ``decode`` are final.
+
+    Args:
+        dim: number of channels ``C`` of the input.
+        codebook_size: number of entries ``K`` (of each stage, in a composite).
+        dim_out: number of channels of the output; ``dim`` unless told.
+        channel_dim: where the channels are in the input, 1 for ``(B, C, H, W)``, -1 for channels last.
+        index_shape: what one vector's indices add to the index tensor's shape: ``()``, or ``(Q,)`` for ``Q`` stages.
+
+    Raises:
+        ValueError: if ``channel_dim`` is 0, the batch.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        codebook_size: int,
+        dim_out: int | None = None,
+        channel_dim: int = 1,
+        index_shape: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        if channel_dim == 0:
+            raise ValueError(
+                f"{type(self).__name__} needs the channels in another dimension than the batch, which is dimension 0, "
+                f"but got channel_dim=0. Pass 1 for (B, C, H, W), -1 for channels last."
+            )
+        self.dim = dim
+        self.dim_out = dim if dim_out is None else dim_out
+        self.codebook_size = codebook_size
+        self.channel_dim = channel_dim
+        self.index_shape = index_shape
+        self._schedule = Schedule()
+
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Replaces every vector of ``z`` by codebook entries.
+
+        Args:
+            z: continuous latents with ``dim`` channels along ``channel_dim``, such as ``(B, C)``, ``(B, C, T)``,
+                ``(B, C, H, W)`` or ``(B, C, T, H, W)``. Half types are computed in float32 whatever autocast says.
+            mask: bool, True where a position is live, in the input's shape without channels. Masked positions
+                influence nothing, get index -1 and are zero in the output and in the gradient.
+
+        Returns:
+            A :class:`QuantizerOutput`.
+
+        Raises:
+            ValueError: if the shape of ``z`` or ``mask`` does not fit.
+            TypeError: if ``z`` is not floating point or ``mask`` is not bool.
+        """
+        self._check_input(z, mask)
+        flat, live = self._flatten(z, mask)
+        with torch.autocast(z.device.type, enabled=False):
+            quantized, indices, loss, terms = self._quantize(flat, live)
+        if mask is not None:
+            quantized = torch.where(live[:, None], quantized, 0)
+            indices = torch.where(live.view(-1, *(1 for _ in self.index_shape)), indices, -1)
+        return QuantizerOutput(self._unflatten(quantized, z), self._shape_indices(indices, z), loss, terms)
+
+    @torch.no_grad()
+    def encode(self, z: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Indices of the entries that stand for ``z``; counts nothing and changes nothing, in any mode.
+
+        Args:
+            z: as in :meth:`forward`.
+            mask: as in :meth:`forward`.
+
+        Returns:
+            ``int64`` indices in the input's shape without channels, followed by ``index_shape``.
+
+        Raises:
+            ValueError: if the shape of ``z`` or ``mask`` does not fit.
+            TypeError: if ``z`` is not floating point or ``mask`` is not bool.
+        """
+        self._check_input(z, mask)
+        flat, live = self._flatten(z, mask)
+        with torch.autocast(z.device.type, enabled=False):
+            indices = self._encode(flat, live)
+        if mask is not None:
+            indices = torch.where(live.view(-1, *(1 for _ in self.index_shape)), indices, -1)
+        return self._shape_indices(indices, z)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """The vectors that ``indices`` stand for, with the channels along ``channel_dim``.
+
+        Args:
+            indices: integers as :meth:`encode` returns them; -1 gives zeros.
+
+        Returns:
+            Vectors in the codebook's dtype. For the same call shape they are bit-equal to ``forward(z).quantized``
+            until the codebook's next update (after conversion to the dtype of ``z``).
+
+        Raises:
+            ValueError: if an index is outside ``[-1, codebook_size)`` or the shape does not end in ``index_shape``.
+            TypeError: if ``indices`` are not integers.
+        """
+        name = type(self).__name__
+        depth = len(self.index_shape)
+        if indices.ndim < 1 + depth or tuple(indices.shape[indices.ndim - depth :]) != self.index_shape:
+            raise ValueError(
+                f"{name} decodes indices of shape (B, *space{''.join(f', {q}' for q in self.index_shape)}), "
+                f"but got {tuple(indices.shape)}."
+            )
+        check_indices(indices, self.codebook_size, name=name)
+        space = indices.shape[: indices.ndim - depth]
+        flat = indices.long().reshape(-1, *self.index_shape)
+        with torch.autocast(indices.device.type, enabled=False):
+            vectors = self._decode(flat.clamp(min=0))
+        live = (flat >= 0).view(flat.shape[0], -1).any(dim=1)
+        vectors = torch.where(live[:, None], vectors, 0)
+        channel_dim = self.channel_dim if self.channel_dim >= 0 else len(space) + 1 + self.channel_dim
+        return vectors.view(*space, self.dim_out).movedim(-1, channel_dim).contiguous()
+
+    def update_(self) -> None:
+        """Applies what the training forwards since the last update have counted, as one update of the codebook.
+
+        Once this has been called, only further calls apply updates; until then, and where
+        :meth:`update_after` is not used either, every training forward first applies what the one before it counted.
+        """
+        for child in self.children():
+            if isinstance(child, AbstractQuantizer):
+                child.update_()
+
+    def update_after(self, optimizer: Any) -> UpdateHandle:
+        """Applies one update after every step of ``optimizer``, from now on.
+
+        Args:
+            optimizer: a ``torch.optim.Optimizer``, or a wrapper that holds one as ``.optimizer``.
+
+        Returns:
+            A handle; ``handle.remove()`` ends it. A copied or unpickled module is not tied to the optimizer: register
+            again when a training is resumed.
+
+        Raises:
+            TypeError: if there is no optimizer to hook into.
+        """
+        quantizers = [module for module in self.modules() if isinstance(module, AbstractQuantizer)]
+        return UpdateHandle(optimizer, [quantizer._schedule for quantizer in quantizers], self._update)
+
+    def _update(self) -> None:
+        """What :meth:`update_` and the optimizer's hook do, without choosing between them."""
+        for child in self.children():
+            if isinstance(child, AbstractQuantizer):
+                child._update()
+
+    @abstractmethod
+    def _quantize(self, z: Tensor, live: Tensor) -> QuantizerOutput:
+        """Quantizes vectors ``(N, D)``, at least float32; rows not ``live`` ``(N,)`` must influence nothing."""
+
+    @abstractmethod
+    def _decode(self, indices: Tensor) -> Tensor:
+        """Vectors ``(N, D_out)`` of indices ``(N, *index_shape)`` in ``[0, K)``."""
+
+    def _encode(self, z: Tensor, live: Tensor) -> Tensor:
+        """Indices ``(N, *index_shape)`` of vectors ``(N, D)``, without side effects."""
+        return self._quantize(z, live).indices
+
+    def _check_input(self, z: Tensor, mask: Tensor | None) -> None:
+        name = type(self).__name__
+        if not z.is_floating_point():
+            raise TypeError(f"{name} quantizes floating point vectors, but got {z.dtype}. Convert them with .float().")
+        has_channels = z.ndim >= 2 and -z.ndim <= self.channel_dim < z.ndim and z.ndim + self.channel_dim != 0
+        if not has_channels or z.shape[self.channel_dim] != self.dim:
+            raise ValueError(
+                f"{name} quantizes vectors of {self.dim} channels along dimension {self.channel_dim}, "
+                f"but got shape {tuple(z.shape)}. Build it for this number of channels, "
+                f"or pass channel_dim for another layout."
+            )
+        if mask is None:
+            return
+        if mask.dtype != torch.bool:
+            raise TypeError(f"{name} takes a bool mask, True where a position is live, but got {mask.dtype}.")
+        if mask.shape != self._space(z):
+            raise ValueError(
+                f"{name} takes a mask in the input's shape without channels, {tuple(self._space(z))}, "
+                f"but got {tuple(mask.shape)}."
+            )
+
+    def _space(self, z: Tensor) -> torch.Size:
+        """Shape of ``z`` without channels."""
+        shape = list(z.shape)
+        del shape[self.channel_dim]
+        return torch.Size(shape)
+
+    def _flatten(self, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Vectors ``(N, D)`` in at least float32, zero where masked, and which of them are live, ``(N,)``."""
+        flat = z.movedim(self.channel_dim, -1).reshape(-1, self.dim)
+        flat = flat.to(torch.promote_types(z.dtype, torch.float32))
+        if mask is None:
+            return flat, torch.ones(flat.shape[0], dtype=torch.bool, device=z.device)
+        live = mask.reshape(-1)
+        return torch.where(live[:, None], flat, 0), live
+
+    def _unflatten(self, vectors: Tensor, z: Tensor) -> Tensor:
+        """Back to the dtype and layout of ``z``; contiguous if ``z`` was."""
+        vectors = vectors.to(z.dtype).view(*self._space(z), self.dim_out).movedim(-1, self.channel_dim)
+        return vectors.contiguous() if z.is_contiguous() else vectors
+
+    def _shape_indices(self, indices: Tensor, z: Tensor) -> Tensor:
+        return indices.view(*self._space(z), *self.index_shape)
+
+
+def mean_square(a: Tensor, b: Tensor, live: Tensor) -> Tensor:
+    """Mean of ``(a - b)^2`` over the vectors ``(N, D)`` that are live; 0, not NaN, where there is none."""
+    square = torch.where(live[:, None], (a - b).square(), 0)
+    return square.sum() / (live.sum() * math.prod(a.shape[1:])).clamp(min=1)

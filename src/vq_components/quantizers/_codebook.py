@@ -1,0 +1,225 @@
+"""A codebook and its statistics: the state of every quantizer that looks entries up."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..functional import nearest_code
+from ._revival import DeadCodeRevival
+from ._statistics import AverageState, CodebookState, UpdateRule, apply_pending_, count_, look_up, start_
+
+
+class Codebook(nn.Module):
+    """Entries, pending statistics and what an update makes of them.
+
+    A training look-up never changes the entries that it uses, except for the first one of a codebook that starts from
+    data; it only adds to pending statistics, which an update applies.
+
+    Args:
+        size: number of entries ``K``.
+        dim: their width ``D``.
+        trained_by: ``"gradient"``, then the entries are a parameter; or ``"average"``, then they are a buffer.
+        init: ``"data"`` or ``"uniform"``.
+        revival: settings, or None to revive nothing.
+        decay, eps: of the moving averages.
+    """
+
+    weight: Tensor
+    # Of every codebook, see CodebookState:
+    started: Tensor
+    updates: Tensor
+    usage: Tensor
+    pending_vectors: Tensor
+    pending_counts: Tensor
+    candidate_keys: Tensor
+    candidates: Tensor
+    update_is_manual: Tensor
+    # Of one that is trained by averages, see AverageState:
+    cluster_size: Tensor
+    embed_avg: Tensor
+    pending_sums: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        *,
+        trained_by: Literal["gradient", "average"],
+        init: Literal["data", "uniform"],
+        revival: DeadCodeRevival | None,
+        decay: float = 0.99,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if size < 1 or dim < 1:
+            raise ValueError(
+                f"A codebook needs at least one entry and one channel, "
+                f"but got codebook_size={size}, codebook_dim={dim}."
+            )
+        if init not in ("data", "uniform"):
+            raise ValueError(f"init must be 'data' or 'uniform', but got {init!r}.")
+        self.revival = revival
+        self.decay = decay
+        self.eps = eps
+        self.starts_from_data = init == "data"
+        weight = torch.empty(size, dim).uniform_(-1 / size, 1 / size)
+        if trained_by == "gradient":
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer("weight", weight)
+            self.register_buffer("cluster_size", torch.zeros(size))
+            self.register_buffer("embed_avg", torch.zeros(size, dim))
+            self.register_buffer("pending_sums", torch.zeros(size, dim))
+        self.register_buffer("started", torch.tensor(init == "uniform"))
+        self.register_buffer("updates", torch.tensor(0))
+        self.register_buffer("usage", torch.ones(size))
+        self.register_buffer("pending_vectors", torch.tensor(0))
+        self.register_buffer("pending_counts", torch.zeros(size))
+        self.register_buffer("candidate_keys", torch.full((size,), torch.inf))
+        self.register_buffer("candidates", torch.zeros(size, dim))
+        # Whether update_() is in the caller's hands: saved, so that a resumed run goes on in the same way, and kept as
+        # a plain bool as well, so that no forward has to read it from the device.
+        self.register_buffer("update_is_manual", torch.tensor(False))
+        self._is_manual = False
+
+    def forward(self, z: Tensor, live: Tensor, *, apply_first: bool) -> Tensor:
+        """Indices ``(N,)`` of the entries nearest to ``z`` ``(N, D)``; in training, also counts the live ones."""
+        if not self.training:
+            return self.look_up(z)
+        average = self._average_state()
+        indices: Tensor = _count_operator(
+            z.detach(),
+            live,
+            list(self._state()),
+            [] if average is None else list(average),
+            list(self._rule()),
+            apply_first and not self._is_manual,
+            self.starts_from_data,
+        )
+        return indices
+
+    def look_up(self, z: Tensor) -> Tensor:
+        """Indices of the entries nearest to ``z``, without counting."""
+        return nearest_code(z, self.weight)
+
+    def entries(self, indices: Tensor) -> Tensor:
+        """The entries ``(N, D)`` at ``indices`` ``(N,)``; a gradient reaches those rows of the codebook."""
+        return F.embedding(indices, self.weight)
+
+    @torch.no_grad()
+    def apply_pending_(self) -> None:
+        """Applies what is pending as one update."""
+        apply_pending_(self._state(), self._average_state(), self._rule())
+
+    def update_manually_(self) -> None:
+        """Applies what is pending, and leaves all later updates to the caller."""
+        self._is_manual = True
+        self.update_is_manual.fill_(True)
+        self.apply_pending_()
+
+    @torch.no_grad()
+    def set_(self, weight: Tensor) -> None:
+        """Replaces all entries and forgets all statistics; the codebook counts as started."""
+        self.weight.copy_(weight)
+        self.started.fill_(True)
+        for name in ("updates", "pending_vectors", "pending_counts"):
+            getattr(self, name).zero_()
+        self.usage.fill_(1)
+        self.candidate_keys.fill_(torch.inf)
+        if "embed_avg" in self._buffers:
+            self.cluster_size.fill_(1)
+            self.embed_avg.copy_(self.weight)
+            self.pending_sums.zero_()
+
+    def _state(self) -> CodebookState:
+        tensors = (getattr(self, name) for name in CodebookState._fields[1:])
+        return CodebookState(self.weight.detach(), *tensors)
+
+    def _average_state(self) -> AverageState | None:
+        if "embed_avg" not in self._buffers:
+            return None
+        return AverageState(self.cluster_size, self.embed_avg, self.pending_sums)
+
+    def _rule(self) -> UpdateRule:
+        if self.revival is None:
+            return UpdateRule(self.decay, self.eps, 0.0, 0.0)
+        return UpdateRule(self.decay, self.eps, self.revival.threshold, self.revival.decay)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Codebook":
+        """Moves the codebook, but keeps it in at least float32: averages and distances need the precision."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if tensor.is_floating_point() and moved.dtype in (torch.float16, torch.bfloat16):
+                return tensor.to(moved.device)
+            return moved
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Loads; a file of other code, which knows no ``started``, holds a codebook that has started."""
+        weight = state_dict.get(prefix + "weight")
+        if weight is not None and prefix + "started" not in state_dict:
+            fresh = Codebook(*weight.shape, trained_by=self._trained_by(), init="uniform", revival=None)
+            fresh.set_(weight)
+            cluster_size = state_dict.get(prefix + "cluster_size")
+            if cluster_size is not None and "cluster_size" in fresh._buffers:
+                fresh.cluster_size.copy_(cluster_size)
+                fresh.embed_avg.copy_(fresh.weight * fresh.cluster_size[:, None])
+            for name, tensor in fresh.state_dict().items():
+                if name != "weight":
+                    state_dict[prefix + name] = tensor
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if not self.update_is_manual.is_meta:
+            self._is_manual = bool(self.update_is_manual)
+
+    def _trained_by(self) -> Literal["gradient", "average"]:
+        return "average" if "embed_avg" in self._buffers else "gradient"
+
+    def extra_repr(self) -> str:
+        """Shape and settings for ``repr``."""
+        size, dim = self.weight.shape
+        return f"{size}, {dim}, trained_by={self._trained_by()!r}, revival={self.revival}"
+
+
+# Applying, counting and looking up are one opaque operator, for two reasons. Inside a backward, that is when activation
+# checkpointing runs a forward again, it must do nothing but look up; and the compiler must not see its loops.
+@torch.library.custom_op("vq_components::count_and_look_up", mutates_args=("state", "average"))
+def _count_operator(
+    z: Tensor,
+    live: Tensor,
+    state: list[Tensor],
+    average: list[Tensor],
+    rule: list[float],
+    apply_first: bool,
+    starts_from_data: bool,
+) -> Tensor:
+    codebook = CodebookState(*state)
+    if torch._C._current_graph_task_id() != -1:  # inside a backward
+        return look_up(z, codebook.weight)
+    averages = AverageState(*average) if average else None
+    update_rule = UpdateRule(*rule)
+    if apply_first:
+        apply_pending_(codebook, averages, update_rule)
+    if starts_from_data:
+        start_(codebook, z, live)
+    indices = look_up(z, codebook.weight)
+    count_(codebook, averages, update_rule, z, live, indices)
+    return indices
+
+
+@_count_operator.register_fake
+def _(
+    z: Tensor,
+    live: Tensor,
+    state: list[Tensor],
+    average: list[Tensor],
+    rule: list[float],
+    apply_first: bool,
+    starts_from_data: bool,
+) -> Tensor:
+    return z.new_empty(z.shape[0], dtype=torch.int64)

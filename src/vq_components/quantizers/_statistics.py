@@ -1,0 +1,182 @@
+"""The arithmetic of the two-phase codebook: training forwards count, updates apply what was counted.
+
+Everything works in place on a :class:`CodebookState` (and an :class:`AverageState` for codebooks that learn by moving
+averages), never branches on a value that lives on an accelerator, and gives the same result on ``n`` processes as on
+one process with the joined batch. Which vectors become candidates is decided by hashes of positions: a rule that does
+not depend on how a batch is split into processes or micro-batches.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _distributed
+from ..functional._codes import search
+
+
+class CodebookState(NamedTuple):
+    """Buffers of every codebook; shapes with ``K`` entries of width ``D``."""
+
+    weight: Tensor  # (K, D) the entries
+    started: Tensor  # () bool: False until the entries have been taken from data
+    updates: Tensor  # () int64: updates applied so far
+    usage: Tensor  # (K,) moving average of the counts, in shares of N / K
+    pending_vectors: Tensor  # () int64: vectors seen since the last update, live or not
+    pending_counts: Tensor  # (K,) live vectors of each entry since the last update
+    candidate_keys: Tensor  # (K,) priority of each slot's candidate, the smallest wins; inf: no candidate
+    candidates: Tensor  # (K, D) one vector per slot for entries that must move
+
+
+class AverageState(NamedTuple):
+    """Buffers of a codebook that learns by exponential moving averages."""
+
+    cluster_size: Tensor  # (K,) average of the counts
+    embed_avg: Tensor  # (K, D) average of the sums
+    pending_sums: Tensor  # (K, D) sums of live vectors since the last update
+
+
+class UpdateRule(NamedTuple):
+    """Settings of an update."""
+
+    average_decay: float
+    average_eps: float
+    revival_threshold: float
+    revival_decay: float
+
+
+def apply_pending_(state: CodebookState, average: AverageState | None, rule: UpdateRule) -> None:
+    """One update from what is pending, after which nothing is pending. Without a live vector nothing changes."""
+    total = state.pending_counts.sum()
+    any_live = total > 0
+    if average is not None:
+        weight = ((1 - rule.average_decay) * any_live).to(total.dtype)
+        average.cluster_size.lerp_(state.pending_counts, weight)
+        average.embed_avg.lerp_(average.pending_sums, weight)
+        mean = (average.embed_avg + rule.average_eps * state.weight) / (average.cluster_size + rule.average_eps)[
+            :, None
+        ]
+        state.weight.copy_(torch.where((state.pending_counts > 0)[:, None], mean, state.weight))
+        average.pending_sums.zero_()
+    if rule.revival_threshold > 0:
+        share = state.pending_counts * (state.weight.shape[0] / total.clamp(min=1))
+        state.usage.lerp_(share, ((1 - rule.revival_decay) * any_live).to(total.dtype))
+        _revive_(state, average, (state.usage < rule.revival_threshold) & any_live)
+    state.updates.add_(any_live)
+    state.pending_vectors.zero_()
+    state.pending_counts.zero_()
+    state.candidate_keys.fill_(torch.inf)
+
+
+def _revive_(state: CodebookState, average: AverageState | None, dead: Tensor) -> None:
+    """Moves dead entries to the candidates, the best candidates first."""
+    entries = dead.argsort(descending=True, stable=True)  # the dead ones first
+    slots = state.candidate_keys.argsort(stable=True)
+    revived = dead[entries] & (state.candidate_keys[slots] < torch.inf)
+    state.weight[entries] = torch.where(revived[:, None], state.candidates[slots], state.weight[entries])
+    state.usage[entries] = torch.where(revived, 1, state.usage[entries])
+    if average is not None:  # without a past, the entry's first own vectors decide where it goes
+        average.cluster_size[entries] = torch.where(revived, 0, average.cluster_size[entries])
+        average.embed_avg[entries] = torch.where(revived[:, None], 0, average.embed_avg[entries])
+
+
+def start_(state: CodebookState, z: Tensor, live: Tensor) -> None:
+    """Takes the entries from the vectors of a batch, unless they have been taken before or none is live.
+
+    With fewer vectors than entries the rest lies between pairs of vectors, a quarter of the way.
+    """
+    if state.started.device.type == "cpu" and bool(state.started):
+        return  # the same as below, without the work; reading the flag is free only on a CPU
+    keys, vectors, owners = _draw_candidates(state, z, live, torch.ones_like(z[:, 0]))
+    vectors, owners = _sum_over_processes([vectors, owners])
+    pool = (vectors / owners.clamp(min=1)[:, None])[keys.argsort(stable=True)]
+    count = (keys < torch.inf).sum()
+    entry = torch.arange(len(keys), device=z.device)
+    lap = entry // count.clamp(min=1)
+    first = pool[entry % count.clamp(min=1)]
+    second = pool[(entry + lap) % count.clamp(min=1)]
+    start = torch.where((lap == 0)[:, None], first, torch.lerp(first, second, 0.25))
+    begins = ~state.started & (count > 0)
+    state.weight.copy_(torch.where(begins, start, state.weight))
+    state.started.logical_or_(begins)
+
+
+def count_(
+    state: CodebookState, average: AverageState | None, rule: UpdateRule, z: Tensor, live: Tensor, indices: Tensor
+) -> None:
+    """Adds a batch, of all processes, to what is pending."""
+    size, dim = state.weight.shape
+    dtype = state.weight.dtype
+    parts = [torch.zeros(size, dtype=dtype, device=z.device).index_add_(0, indices, live.to(dtype))]
+    if average is not None:
+        own = torch.where(live[:, None], z, 0).to(dtype)
+        parts.append(torch.zeros(size, dim, dtype=dtype, device=z.device).index_add_(0, indices, own))
+    if rule.revival_threshold > 0:
+        error = (z - state.weight[indices]).square().sum(dim=1)
+        keys, vectors, owners = _draw_candidates(state, z, live, error)
+        parts += [vectors, owners]
+    counts, *rest = _sum_over_processes(parts)
+    state.pending_counts.add_(counts)
+    if average is not None:
+        average.pending_sums.add_(rest[0])
+    if rule.revival_threshold > 0:
+        better = keys < state.candidate_keys
+        candidates = rest[-2] / rest[-1].clamp(min=1)[:, None]
+        state.candidates.copy_(torch.where(better[:, None], candidates, state.candidates))
+        state.candidate_keys.copy_(torch.where(better, keys, state.candidate_keys))
+    state.pending_vectors.add_(z.shape[0] * _distributed.world_size())
+
+
+def look_up(z: Tensor, weight: Tensor) -> Tensor:
+    """Indices of the nearest entries."""
+    dtype = torch.promote_types(z.dtype, weight.dtype)
+    return search(z.to(dtype), weight.to(dtype))
+
+
+def _draw_candidates(state: CodebookState, z: Tensor, live: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """At most one vector per slot: keys ``(K,)``, and vectors ``(K, D)`` and owners ``(K,)`` to sum over processes.
+
+    Every position belongs to one slot. Among a slot's vectors, of all processes, the smallest key wins, where the key
+    is exponentially distributed with rate ``weight`` (Efraimidis & Spirakis, 2006): a draw in proportion to the
+    weights, which can be merged over processes and micro-batches by taking the minimum.
+    """
+    size, dim = state.weight.shape
+    dtype = state.weight.dtype
+    row = torch.arange(z.shape[0], device=z.device)
+    position = state.pending_vectors + row + _distributed.rank() * z.shape[0]
+    slot = (position + state.updates * 40503) % size
+    exponential = -torch.log(_hash_to_unit(position, state.updates))
+    key = torch.where(live & (weight > 0), exponential / weight, torch.inf).to(dtype)
+    keys = torch.full((size,), torch.inf, dtype=dtype, device=z.device).scatter_reduce_(0, slot, key, "amin")
+    wins = (key == keys[slot]) & (key < torch.inf)
+    winner = torch.full((size,), -1, device=z.device).scatter_reduce_(0, slot, torch.where(wins, row, -1), "amax")
+    own_keys = keys.clone()
+    _distributed.all_reduce_min_(keys)
+    owners = ((winner >= 0) & (own_keys == keys)).to(dtype)
+    # One more row, so that an empty batch can be indexed too.
+    rows = torch.cat([z.to(dtype), z.new_zeros(1, dim, dtype=dtype)])[winner]
+    return keys, torch.where((owners > 0)[:, None], rows, 0), owners
+
+
+def _sum_over_processes(parts: list[Tensor]) -> list[Tensor]:
+    """Each tensor summed over all processes, in one message."""
+    if _distributed.world_size() == 1:
+        return parts
+    message = torch.cat([part.flatten() for part in parts])
+    _distributed.all_reduce_sum_(message)
+    pieces = torch.split(message, [part.numel() for part in parts])
+    return [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
+
+
+def _hash_to_unit(position: Tensor, seed: Tensor) -> Tensor:
+    """Numbers in (0, 1) that look random and depend on ``position`` and ``seed`` alone, on every device.
+
+    Three rounds of multiply and shift on 32 bits (the finalizer of Appleby's MurmurHash3), in int64 arithmetic.
+    """
+    mask = 0xFFFFFFFF
+    bits = (position * 0x9E3779B1 + seed * 0x7FEB352D + 1) & mask
+    for factor in (0x85EBCA6B, 0xC2B2AE35):
+        bits = bits ^ (bits >> 16)
+        bits = (bits * factor) & mask
+    bits = bits ^ (bits >> 16)
+    return (bits.to(torch.float32) + 0.5) / 2**32

@@ -1,0 +1,233 @@
+"""Vector quantizers: a codebook of free vectors, trained by gradient or by moving averages."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..functional._codes import count_codes, perplexity_of_counts, usage_of_counts
+from ._base import AbstractQuantizer, QuantizerOutput, mean_square
+from ._codebook import Codebook
+from ._revival import DeadCodeRevival
+
+Estimator = Callable[[Tensor, Tensor], Tensor]
+
+
+class _CodebookQuantizer(AbstractQuantizer):
+    """What the two vector quantizers share: everything but the loss and who moves the codebook."""
+
+    def __init__(self, codebook: Codebook, *, commitment_weight: float, estimator: Estimator, channel_dim: int) -> None:
+        size, dim = codebook.weight.shape
+        super().__init__(dim, codebook_size=size, channel_dim=channel_dim)
+        self.embedding = codebook
+        self.commitment_weight = commitment_weight
+        self.estimator = estimator
+
+    @property
+    def codebook(self) -> Tensor:
+        """The entries, ``(K, D)``: the parameter or buffer itself. Use :meth:`set_codebook_` to replace them."""
+        return self.embedding.weight
+
+    @property
+    def revival(self) -> DeadCodeRevival | None:
+        """How dead entries are revived; set it to None to stop reviving, or to other settings."""
+        return self.embedding.revival
+
+    @revival.setter
+    def revival(self, revival: DeadCodeRevival | None) -> None:
+        self.embedding.revival = revival
+
+    def set_codebook_(self, codebook: Tensor) -> None:
+        """Replaces all entries: the way to bring a codebook of one's own.
+
+        Statistics are forgotten and the codebook counts as started. Entries that are written into ``codebook`` by hand
+        are overwritten by the start from data, and by the next update of a codebook that learns by averages.
+
+        Args:
+            codebook: the new entries, ``(K, D)``, finite. An optimizer's moments of the old ones are not touched.
+
+        Raises:
+            ValueError: if the shape differs or a value is not finite.
+        """
+        if codebook.shape != self.codebook.shape:
+            raise ValueError(
+                f"set_codebook_ takes entries of shape {tuple(self.codebook.shape)}, but got {tuple(codebook.shape)}."
+            )
+        if not bool(codebook.isfinite().all()):
+            raise ValueError("set_codebook_ takes finite entries, but got NaN or infinite values.")
+        self.embedding.set_(codebook)
+
+    def update_(self) -> None:
+        """Applies what the training forwards since the last update have counted, as one update of the codebook.
+
+        That is the moving average of an :class:`EMAVectorQuantizer`, and the revival of dead entries. Without a live
+        vector since the last update nothing changes. Once this has been called, only further calls apply updates;
+        until then, and where :meth:`update_after` is not used either, every training forward first applies what the
+        one before it counted.
+        """
+        self.embedding.update_manually_()
+
+    def _update(self) -> None:
+        self.embedding.apply_pending_()
+
+    def _encode(self, z: Tensor, live: Tensor) -> Tensor:
+        seen = self._seen(z, live)
+        return torch.where(seen, self.embedding.look_up(torch.where(seen[:, None], z, 0)), 0)
+
+    def _decode(self, indices: Tensor) -> Tensor:
+        return self.embedding.entries(indices)
+
+    def _quantize(self, z: Tensor, live: Tensor) -> QuantizerOutput:
+        seen = self._seen(z, live)
+        clean = torch.where(seen[:, None], z.detach(), 0)
+        indices = torch.where(seen, self.embedding(clean, seen, apply_first=self._schedule.ties == 0), 0)
+        entries = self.embedding.entries(indices).to(z.dtype)
+        commitment = mean_square(z, entries.detach(), live)  # NaN for a live token that is: the user must see it
+        codebook = mean_square(clean, entries, seen)
+        counts = count_codes(torch.where(live, indices, -1), self.codebook_size)
+        terms = {
+            "commitment": commitment.detach(),
+            "codebook": codebook.detach(),
+            "perplexity": perplexity_of_counts(counts),
+            "usage": usage_of_counts(counts),
+        }
+        quantized = self.estimator(z, entries.detach())
+        return QuantizerOutput(quantized, indices, self._loss(commitment, codebook), terms)
+
+    @abstractmethod
+    def _loss(self, commitment: Tensor, codebook: Tensor) -> Tensor:
+        """The weighted sum of the terms that train something."""
+
+    @staticmethod
+    def _seen(z: Tensor, live: Tensor) -> Tensor:
+        """Which vectors may enter the codebook: the live ones that are finite."""
+        return live & z.isfinite().all(dim=1)
+
+
+class VectorQuantizer(_CodebookQuantizer):
+    """Replaces each vector by the nearest entry of a codebook that is trained by gradient.
+
+    ``loss = codebook_weight * mean((sg[z] - e)^2) + commitment_weight * mean((z - sg[e])^2)`` with the entry ``e``
+    nearest to ``z`` and the stop-gradient ``sg``: the second and third term of van den Oord et al., "Neural Discrete
+    Representation Learning" (2017), whose ``beta`` is ``commitment_weight``. The first term moves only the entries,
+    the second only the encoder. With ``commitment_weight=1, codebook_weight=0.25`` it is the loss that the VQ-GAN code
+    of Esser et al. (2021) trains with by default. Masked positions do not count in the means; a mean over no position
+    is 0.
+
+    In training, a forward also counts which entries are used; an update (see :meth:`update_`) then moves entries that
+    hardly any vector chooses. The codebook stays in float32 under ``.half()`` and ``.bfloat16()``.
+
+    On several processes the loss is the process's own mean, as DistributedDataParallel expects it, while statistics
+    are those of the joined batch: every process must call the same training forwards, with batches of one shape.
+
+    Args:
+        codebook_size: number of entries ``K``.
+        codebook_dim: their width ``D``, the number of channels of the input.
+        commitment_weight: pull of the entries on the encoder.
+        codebook_weight: pull of the encoder's output on the entries.
+        estimator: ``(z, entries) -> quantized`` with the value of ``entries`` and a gradient for ``z``.
+        init: ``"data"`` takes the entries from the first training batch; ``"uniform"`` draws them from
+            ``U(-1 / K, 1 / K)``, as the VQ-GAN code does, which leaves most of a large codebook unused.
+        revival: when and how dead entries are replaced; None leaves them.
+        channel_dim: where the channels are, 1 for ``(B, C, ...)``, -1 for channels last.
+
+    Raises:
+        ValueError: if a size is not positive, ``init`` is unknown or ``channel_dim`` is 0.
+
+    Note:
+        A vector that is not finite gets index 0 and enters no statistics; it makes the commitment term, hence the
+        loss, NaN, so that it is seen.
+
+    Example:
+        >>> vq = VectorQuantizer(codebook_size=512, codebook_dim=64)
+        >>> quantized, indices, loss, terms = vq(torch.randn(2, 64, 8, 8))
+        >>> quantized.shape, indices.shape, sorted(terms)
+        (torch.Size([2, 64, 8, 8]), torch.Size([2, 8, 8]), ['codebook', 'commitment', 'perplexity', 'usage'])
+        >>> torch.equal(vq.decode(indices), quantized)
+        True
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        *,
+        commitment_weight: float = 0.25,
+        codebook_weight: float = 1.0,
+        estimator: Estimator = functional.straight_through,
+        init: Literal["data", "uniform"] = "data",
+        revival: DeadCodeRevival | None = DeadCodeRevival(),  # noqa: B008 (frozen)
+        channel_dim: int = 1,
+    ) -> None:
+        codebook = Codebook(codebook_size, codebook_dim, trained_by="gradient", init=init, revival=revival)
+        super().__init__(codebook, commitment_weight=commitment_weight, estimator=estimator, channel_dim=channel_dim)
+        self.codebook_weight = codebook_weight
+
+    def _loss(self, commitment: Tensor, codebook: Tensor) -> Tensor:
+        return self.commitment_weight * commitment + self.codebook_weight * codebook
+
+
+class EMAVectorQuantizer(_CodebookQuantizer):
+    """Replaces each vector by the nearest entry of a codebook that follows the vectors by moving averages.
+
+    ``N_k <- decay * N_k + (1 - decay) * n_k``, ``m_k <- decay * m_k + (1 - decay) * sum of the n_k vectors z``,
+    ``e_k = m_k / N_k``: appendix A.1 of van den Oord et al., "Neural Discrete Representation Learning" (2017), whose
+    ``gamma`` is ``decay``. An entry without a vector does not move; one without a past goes to its vectors' mean.
+    ``loss = commitment_weight * mean((z - sg[e])^2)`` trains the encoder alone; no optimizer is needed for the
+    codebook, which is a buffer.
+
+    A forward never changes the codebook that it used: it only counts, and an update (see :meth:`update_`) applies the
+    averages and moves entries that hardly any vector chooses. Everything else is as in :class:`VectorQuantizer`.
+
+    Args:
+        codebook_size: number of entries ``K``.
+        codebook_dim: their width ``D``, the number of channels of the input.
+        commitment_weight: pull of the entries on the encoder, ``beta`` in the paper.
+        decay: of the averages, per update, in ``[0, 1)``.
+        eps: weight of an entry's present place in ``e_k = (m_k + eps * e_k) / (N_k + eps)``, where ``N_k`` is tiny.
+        estimator: ``(z, entries) -> quantized`` with the value of ``entries`` and a gradient for ``z``.
+        init: ``"data"`` or ``"uniform"``, as in :class:`VectorQuantizer`.
+        revival: when and how dead entries are replaced; None leaves them.
+        channel_dim: where the channels are, 1 for ``(B, C, ...)``, -1 for channels last.
+
+    Raises:
+        ValueError: if a size is not positive, ``decay`` or ``eps`` is out of range, ``init`` is unknown or
+            ``channel_dim`` is 0.
+
+    Example:
+        >>> vq = EMAVectorQuantizer(codebook_size=512, codebook_dim=64)
+        >>> out = vq(torch.randn(2, 64, 8, 8))  # counts
+        >>> torch.equal(vq.decode(out.indices), out.quantized)
+        True
+        >>> vq.update_()  # applies
+        >>> torch.equal(vq.decode(out.indices), out.quantized)
+        False
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        *,
+        commitment_weight: float = 0.25,
+        decay: float = 0.99,
+        eps: float = 1e-5,
+        estimator: Estimator = functional.straight_through,
+        init: Literal["data", "uniform"] = "data",
+        revival: DeadCodeRevival | None = DeadCodeRevival(),  # noqa: B008 (frozen)
+        channel_dim: int = 1,
+    ) -> None:
+        if not (0 <= decay < 1 and eps > 0):
+            raise ValueError(
+                f"EMAVectorQuantizer needs decay in [0, 1) and a positive eps, but got decay={decay}, eps={eps}."
+            )
+        codebook = Codebook(
+            codebook_size, codebook_dim, trained_by="average", init=init, revival=revival, decay=decay, eps=eps
+        )
+        super().__init__(codebook, commitment_weight=commitment_weight, estimator=estimator, channel_dim=channel_dim)
+
+    def _loss(self, commitment: Tensor, codebook: Tensor) -> Tensor:
+        return self.commitment_weight * commitment
