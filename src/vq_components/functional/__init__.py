@@ -1,6 +1,27 @@
 """Pure functions on tensors: no modules, no state."""
 
+from ._adversarial import adaptive_weight as adaptive_weight
+from ._adversarial import hinge_discriminator_loss as hinge_discriminator_loss
+from ._adversarial import hinge_generator_loss as hinge_generator_loss
+from ._adversarial import non_saturating_discriminator_loss as non_saturating_discriminator_loss
+from ._adversarial import non_saturating_generator_loss as non_saturating_generator_loss
+from ._adversarial import vanilla_discriminator_loss as vanilla_discriminator_loss
+from ._adversarial import vanilla_generator_loss as vanilla_generator_loss
 from ._codes import codebook_usage as codebook_usage
 from ._codes import nearest_code as nearest_code
 from ._codes import perplexity as perplexity
 from ._estimators import straight_through as straight_through
+
+__all__ = [
+    "adaptive_weight",
+    "codebook_usage",
+    "hinge_discriminator_loss",
+    "hinge_generator_loss",
+    "nearest_code",
+    "non_saturating_discriminator_loss",
+    "non_saturating_generator_loss",
+    "perplexity",
+    "straight_through",
+    "vanilla_discriminator_loss",
+    "vanilla_generator_loss",
+]

@@ -1,0 +1,68 @@
+"""What a training step keeps in memory, and that it waits for no device."""
+
+import itertools
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from vq_components import EMAVectorQuantizer, VectorQuantizer
+
+N, K, D = 2048, 4096, 8  # an N x K matrix of float32 is 32 MiB, one of bool 8 MiB
+BOTH = pytest.mark.parametrize("kind", [VectorQuantizer, EMAVectorQuantizer])
+
+
+def training_step(quantizer, weight):
+    out = quantizer(torch.randn(N, D) @ weight)
+    (out.loss + out.quantized.square().mean()).backward()
+    quantizer.update_()
+
+
+def record(run):
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    return profiler.profiler.kineto_results.events()
+
+
+@BOTH
+def test_a_training_step_makes_no_matrix_of_vectors_and_entries(kind):
+    """Defects 8 and 11: no distances, no one-hot, in the start, the search, the statistics or the backward."""
+    quantizer, weight = kind(K, D), torch.randn(D, D, requires_grad=True)
+    for _ in range(2):
+        events = record(lambda: training_step(quantizer, weight))
+        sizes = [event.nbytes() for event in events if event.name() == "[memory]"]
+        assert len(sizes) > 20
+        assert max(sizes) < N * K // 2  # bytes: not even as bool
+        assert max(itertools.accumulate(sizes)) < N * K  # all that is alive at a time
+
+
+@BOTH
+def test_the_backward_keeps_vectors_but_neither_codebook_nor_search(kind):
+    quantizer = kind(K, D)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        quantizer(torch.randn(64, D, requires_grad=True))
+    assert saved
+    assert max(tensor.numel() for tensor in saved) <= 64 * D
+    assert quantizer.codebook.data_ptr() not in {tensor.untyped_storage().data_ptr() for tensor in saved}
+
+
+@BOTH
+def test_training_reads_at_most_one_flag_from_memory(kind):
+    """Defect 17: on an accelerator each read waits for the device. Only whether the codebook has started is read,
+    and that only where it is on the CPU.
+    """
+    quantizer, weight = kind(64, D), torch.randn(D, D, requires_grad=True)
+    for _ in range(3):
+        names = [event.name() for event in record(lambda: training_step(quantizer, weight))]
+        assert "aten::index_add_" in names  # it sees what happens inside the operator
+        assert names.count("aten::_local_scalar_dense") <= 1
+        assert not {"aten::nonzero", "aten::unique", "aten::_unique2", "aten::masked_select"} & set(names)
+
+
+@BOTH
+def test_an_evaluation_reads_nothing_from_memory(kind):
+    quantizer = kind(64, D).eval()
+    names = [event.name() for event in record(lambda: quantizer(torch.randn(N, D)))]
+    assert "aten::addmm" in names  # it sees what happens inside the operator
+    assert "aten::_local_scalar_dense" not in names

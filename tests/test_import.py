@@ -1,0 +1,52 @@
+"""What ``import vq_components`` loads, and what it offers."""
+
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import vq_components
+
+# The rooms with an address of their own: their names need not be at the top level.
+PUBLIC_ROOMS = {"functional", "interop", "metrics", "plotting", "testing"}
+
+
+def public_names(module):
+    return {name for name, value in vars(module).items() if not name.startswith("_") and not inspect.ismodule(value)}
+
+
+def test_import_loads_nothing_beyond_torch_and_einops():
+    script = "import sys, torch; old = set(sys.modules); import vq_components; print(*set(sys.modules) - old)"
+    new = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    packages = {name.partition(".")[0] for name in new} - sys.stdlib_module_names
+    assert "vq_components" in packages
+    assert packages <= {"vq_components", "torch", "einops"}
+
+
+def test_all_lists_every_public_name_once():
+    assert sorted(set(vq_components.__all__)) == sorted(vq_components.__all__)
+    assert set(vq_components.__all__) - {"__version__", "functional"} == public_names(vq_components)
+
+
+@pytest.mark.parametrize("module", ["vq_components", "vq_components.functional"])
+def test_every_public_name_is_documented(module):
+    room = importlib.import_module(module)
+    docs = {name: getattr(room, name).__doc__ for name in public_names(room)}
+    assert docs
+    # A dataclass or NamedTuple without a docstring of its own gets its signature as one.
+    assert not [name for name, doc in docs.items() if not doc or doc.startswith(f"{name}(")]
+
+
+def test_what_a_room_offers_is_at_the_top_level():
+    rooms = {info.name for info in pkgutil.iter_modules(vq_components.__path__) if info.ispkg} - PUBLIC_ROOMS
+    offered = [public_names(importlib.import_module(f"vq_components.{room}")) for room in sorted(rooms)]
+    assert all(offered)
+    assert not set.union(*offered) - set(vq_components.__all__)
+
+
+def test_version_is_that_of_the_installed_package():
+    assert vq_components.__version__ == importlib.metadata.version("vq-components")
