@@ -29,7 +29,9 @@ def golden():
         with safe_open(DATA / f"{name}.safetensors", "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a file is no dict)
             args = json.loads(file.metadata().get("args", "{}"))
-        weights = {key.removeprefix("weights."): tensors.pop(key) for key in list(tensors) if key.startswith("weights.")}
+        weights = {
+            key.removeprefix("weights."): tensors.pop(key) for key in list(tensors) if key.startswith("weights.")
+        }
         return Golden(args, weights, tensors)
 
     return load

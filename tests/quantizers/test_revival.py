@@ -101,7 +101,7 @@ def test_a_revived_entry_is_the_candidate_itself_after_the_averages_update():
 
 
 def test_usage_is_a_moving_average_of_shares(build):
-    """``u <- decay * u + (1 - decay) * n_k * K / N``, from 1 on and again after a revival, over all pending forwards."""
+    """``u <- decay * u + (1 - decay) * n_k * K / N`` over all pending forwards; 1 at first and after a revival."""
     rule = DeadCodeRevival(threshold=0.2, decay=0.8)
     quantizer = build(revival=rule)
     with_far_entries(quantizer, 3)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # Entries of one tile of scores: 1-2 MiB stays in a CPU's cache, an accelerator wants large launches.
 _TILE_ON_CPU = 2**19
@@ -51,11 +52,19 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
 
 def search(z: Tensor, codebook: Tensor) -> Tensor:
     """:func:`nearest_code` on checked float32 or float64 tensors, for use inside an operator."""
-    size = codebook.shape[0]
+    bias = codebook.square().sum(dim=1).mul_(-0.5)  # (K,)
+    # An entry that is not finite is never the nearest; inf - inf would make it the first choice.
+    finite = bias.isfinite()
+    bias = torch.where(finite, bias, -torch.inf)
+    codebook = torch.where(finite[:, None], codebook, 0)
+    # Matrix products round differently in the last, incomplete block of columns: equal entries would not tie.
+    missing = -len(bias) % 16
+    if missing:
+        codebook, bias = F.pad(codebook, (0, 0, 0, missing)), F.pad(bias, (0, missing), value=-torch.inf)
+    size = len(bias)
     tile = _TILE_ON_CPU if z.device.type == "cpu" else _TILE_ELSEWHERE
     columns = min(size, max(tile // 64, 1))
     rows = max(tile // columns, 1)
-    bias = codebook.square().sum(dim=1).mul_(-0.5)  # (K,)
     indices = torch.empty(z.shape[0], dtype=torch.int64, device=z.device)
     with _exact_products(z.device.type):
         for top in range(0, z.shape[0], rows):
@@ -108,7 +117,7 @@ def _exact_products(device_type: str) -> Iterator[None]:
 
 def count_codes(indices: Tensor, codebook_size: int) -> Tensor:
     """How often each entry occurs, ``(K,)`` ``int64``, without reading a value; negative indices do not count."""
-    flat = indices.flatten()
+    flat = indices.flatten().long()
     counts = torch.zeros(codebook_size, dtype=torch.int64, device=flat.device)
     return counts.scatter_add_(0, flat.clamp(min=0), (flat >= 0).long())
 

@@ -11,7 +11,7 @@ from ..functional._adversarial import GRADIENT_SEED, balance, gradient_norm, pow
 
 # What the gradient at the reconstructions sums up to, in absolute values, on its way through the last layer. Products
 # with its inputs then stay in float16's range, whatever the number of pixels.
-_TOTAL_GRADIENT = 2.0**10
+_TOTAL_GRADIENT = 2.0**8
 
 
 def values_and_gradient(
@@ -40,7 +40,7 @@ def balance_at(
     for gradient in (reconstruction, adversarial):
         total = gradient.abs().sum().clamp(min=2.0**-100)
         seed = _TOTAL_GRADIENT / power_of_two(total)
-        norms.append(gradient_norm(reconstructions, last_layer, gradient, seed=seed, name="the reconstructions"))
+        norms.append(gradient_norm(reconstructions, last_layer, gradient, seed=seed, name="reconstructions"))
     return balance(*norms, max_weight=1e4, delta=delta)
 
 

@@ -254,7 +254,7 @@ class VQGANLoss(nn.Module):
         cond: Tensor | None,
     ) -> LossOutput:
         if factor > 0 and torch.is_grad_enabled():
-            last_layer = adversarial.check_last_layer(last_layer, reconstructions, name="the reconstructions")
+            last_layer = adversarial.check_last_layer(last_layer, reconstructions, name="reconstructions")
         (reconstruction, pixel, perceptual), pull = values_and_gradient(
             lambda copy: self._reconstruct(images, copy, reconstructions.dtype), reconstructions
         )

@@ -137,7 +137,7 @@ class AbstractQuantizer(nn.Module, ABC):
         flat = indices.long().reshape(-1, *self.index_shape)
         with torch.autocast(indices.device.type, enabled=False):
             vectors = self._decode(flat.clamp(min=0))
-        live = (flat >= 0).view(flat.shape[0], -1).any(dim=1)
+        live = flat >= 0 if depth == 0 else (flat >= 0).any(dim=1)
         vectors = torch.where(live[:, None], vectors, 0)
         channel_dim = self.channel_dim if self.channel_dim >= 0 else len(space) + 1 + self.channel_dim
         return vectors.view(*space, self.dim_out).movedim(-1, channel_dim).contiguous()
