@@ -46,14 +46,19 @@ def test_pixel_loss_is_the_originals(golden, disc_loss, step):
         torch.testing.assert_close(value, expected[name], **EXACT, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.fixture(scope="module")
+def lpips(vgg16_weights):
+    return LPIPSLoss(weights=vgg16_weights)
+
+
 @pytest.mark.parametrize("disc_loss", ["hinge", "vanilla"])
 @pytest.mark.parametrize("step", [0, 10])
-def test_perceptual_loss_is_near_the_originals(golden, vgg16_weights, disc_loss, step):
+def test_perceptual_loss_is_near_the_originals(golden, lpips, disc_loss, step):
     """Its perceptual term was computed with dropout on: for one input, its value differs by 0.6 % between the steps.
 
     So that term, and what follows from it, is compared in size, the rest exactly.
     """
-    expected, found = run(golden(f"loss_{disc_loss}_lpips"), step, LPIPSLoss(weights=vgg16_weights))
+    expected, found = run(golden(f"loss_{disc_loss}_lpips"), step, lpips)
     assert found.keys() == expected.keys()
     exact = {"log.train/quant_loss", "discriminator_loss", "log.train/disc_loss", "log.train/disc_factor"}
     if step > 0:

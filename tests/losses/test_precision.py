@@ -64,7 +64,7 @@ def test_half_precision_gives_nearly_the_same(make_player, make_objective, dtype
     assert all_in_one(player.gradients()).isfinite().all()
 
 
-class Mean(nn.Module):
+class Pixels(nn.Module):
     """Logits that are the pixels, times a factor: a discriminator with a gradient of a known size."""
 
     def __init__(self, factor):
@@ -72,7 +72,7 @@ class Mean(nn.Module):
         self.factor = factor
 
     def forward(self, images):
-        return images * self.factor
+        return images.float() * self.factor
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
@@ -85,7 +85,7 @@ def test_float16_graph_neither_underflows_nor_overflows(factor, level):
     layer = nn.Conv2d(2, 3, 1, bias=False).half()
     hidden = torch.full((4, 2, 256, 256), level, dtype=torch.float16)
     reconstructions = layer(hidden)
-    objective = VQGANLoss(Mean(factor), None, perceptual_weight=0.0, disc_start=0, delta=0.0)
+    objective = VQGANLoss(Pixels(factor), None, perceptual_weight=0.0, disc_start=0, delta=0.0)
     images = torch.full_like(reconstructions, -100.0)
     loss, terms = objective.generator_loss(
         images, reconstructions, quantizer_loss=torch.tensor(0.0), last_layer=layer.weight, step=0

@@ -58,7 +58,8 @@ def search(z: Tensor, codebook: Tensor) -> Tensor:
     bias = torch.where(finite, bias, -torch.inf)
     codebook = torch.where(finite[:, None], codebook, 0)
     # Matrix products round differently in the last, incomplete block of columns: equal entries would not tie.
-    missing = -len(bias) % 16
+    entries = len(bias)
+    missing = -entries % 16
     if missing:
         codebook, bias = F.pad(codebook, (0, 0, 0, missing)), F.pad(bias, (0, missing), value=-torch.inf)
     size = len(bias)
@@ -78,7 +79,7 @@ def search(z: Tensor, codebook: Tensor) -> Tensor:
                 best = torch.where(better, score, best)
                 index = torch.where(better, column + left, index)
             indices[top : top + rows] = index
-    return indices
+    return indices.clamp_(max=entries - 1)  # a vector that is not finite may have chosen an entry of the padding
 
 
 # An operator of its own: torch.compile and torch.export see one node instead of an unrolled loop over tiles.

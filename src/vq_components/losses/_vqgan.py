@@ -20,7 +20,7 @@ from ._parts import (
 
 
 class VQGANLoss(nn.Module):
-    r"""The objective of VQ-GAN: reconstruct, and fool a discriminator that learns to tell reconstructions from images.
+    """The objective of VQ-GAN: reconstruct, and fool a discriminator that learns to tell reconstructions from images.
 
     The generator, which is encoder, quantizer and decoder, minimizes
 

@@ -45,6 +45,7 @@ class VQLPIPSWithDiscriminator(VQGANLoss):
         Esser, Rombach, Ommer (2021), "Taming Transformers for High-Resolution Image Synthesis".
 
     Example:
+        >>> import torch
         >>> from vq_components import VQLPIPSWithDiscriminator
         >>> objective = VQLPIPSWithDiscriminator(disc_start=100, perceptual_weight=0.0, disc_num_layers=1, disc_ndf=8)
         >>> decoder = nn.Conv2d(4, 3, 3, padding=1)

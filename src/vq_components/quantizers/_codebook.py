@@ -7,9 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import nearest_code
+from ..functional import nearest_code, straight_through
 from ._revival import DeadCodeRevival
 from ._statistics import AverageState, CodebookState, UpdateRule, apply_pending_, count_, look_up, start_
+
+
+# Buffers that are not 0 where a file holds nothing but a trained codebook.
+_STARTED_FROM_A_FILE: dict[str, float] = {"started": 1, "usage": 1, "candidate_keys": torch.inf}
 
 
 class Codebook(nn.Module):
@@ -85,12 +89,16 @@ class Codebook(nn.Module):
         self.register_buffer("update_is_manual", torch.tensor(False))
         self._is_manual = False
 
-    def forward(self, z: Tensor, live: Tensor, *, apply_first: bool) -> Tensor:
-        """Indices ``(N,)`` of the entries nearest to ``z`` ``(N, D)``; in training, also counts the live ones."""
+    def forward(self, z: Tensor, live: Tensor, *, apply_first: bool) -> tuple[Tensor, Tensor]:
+        """Indices ``(N,)`` and entries ``(N, D)`` nearest to ``z``; in training, also counts the live vectors.
+
+        Vectors that are not live get index 0. A gradient of the entries reaches those rows of the codebook.
+        """
         if not self.training:
-            return self.look_up(z)
+            indices = self.look_up(z, live)
+            return indices, self.entries(indices)
         average = self._average_state()
-        indices: Tensor = _count_operator(
+        indices, entries = _count_operator(
             z.detach(),
             live,
             list(self._state()),
@@ -99,11 +107,12 @@ class Codebook(nn.Module):
             apply_first and not self._is_manual,
             self.starts_from_data,
         )
-        return indices
+        # The operator's own copy of the entries: a compiled checkpoint may read the codebook as it was before it.
+        return indices, straight_through(self.entries(indices), entries) if self.weight.requires_grad else entries
 
-    def look_up(self, z: Tensor) -> Tensor:
-        """Indices of the entries nearest to ``z``, without counting."""
-        return nearest_code(z, self.weight)
+    def look_up(self, z: Tensor, live: Tensor) -> Tensor:
+        """Indices ``(N,)`` of the entries nearest to ``z``, 0 where it is not live; counts nothing."""
+        return torch.where(live, nearest_code(z, self.weight), 0)
 
     def entries(self, indices: Tensor) -> Tensor:
         """The entries ``(N, D)`` at ``indices`` ``(N,)``; a gradient reaches those rows of the codebook."""
@@ -164,15 +173,14 @@ class Codebook(nn.Module):
         """Loads; a file of other code, which knows no ``started``, holds a codebook that has started."""
         weight = state_dict.get(prefix + "weight")
         if weight is not None and prefix + "started" not in state_dict:
-            fresh = Codebook(*weight.shape, trained_by=self._trained_by(), init="uniform", revival=None)
-            fresh.set_(weight)
-            cluster_size = state_dict.get(prefix + "cluster_size")
-            if cluster_size is not None and "cluster_size" in fresh._buffers:
-                fresh.cluster_size.copy_(cluster_size)
-                fresh.embed_avg.copy_(fresh.weight * fresh.cluster_size[:, None])
-            for name, tensor in fresh.state_dict().items():
-                if name != "weight":
-                    state_dict[prefix + name] = tensor
+            for name, buffer in self._buffers.items():
+                if buffer is not None and name not in ("weight", "cluster_size", "embed_avg"):
+                    state_dict[prefix + name] = torch.full_like(buffer, _STARTED_FROM_A_FILE.get(name, 0))
+            if "embed_avg" in self._buffers:
+                # The averages that fit the entries: those of some code do not, and would throw unused entries far off.
+                size = state_dict.get(prefix + "cluster_size", torch.ones(len(weight), device=weight.device))
+                state_dict[prefix + "cluster_size"] = size
+                state_dict[prefix + "embed_avg"] = weight * size[:, None].to(weight.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if not self.update_is_manual.is_meta:
             self._is_manual = bool(self.update_is_manual)
@@ -197,19 +205,19 @@ def _count_operator(
     rule: list[float],
     apply_first: bool,
     starts_from_data: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     codebook = CodebookState(*state)
     if torch._C._current_graph_task_id() != -1:  # inside a backward
-        return look_up(z, codebook.weight)
+        return look_up(codebook, z, live)
     averages = AverageState(*average) if average else None
     update_rule = UpdateRule(*rule)
     if apply_first:
         apply_pending_(codebook, averages, update_rule)
     if starts_from_data:
         start_(codebook, z, live)
-    indices = look_up(z, codebook.weight)
+    indices, entries = look_up(codebook, z, live)
     count_(codebook, averages, update_rule, z, live, indices)
-    return indices
+    return indices, entries
 
 
 @_count_operator.register_fake
@@ -221,5 +229,5 @@ def _(
     rule: list[float],
     apply_first: bool,
     starts_from_data: bool,
-) -> Tensor:
-    return z.new_empty(z.shape[0], dtype=torch.int64)
+) -> tuple[Tensor, Tensor]:
+    return z.new_empty(z.shape[0], dtype=torch.int64), torch.empty_like(z, dtype=state[0].dtype)

@@ -22,7 +22,7 @@ class CodebookState(NamedTuple):
     started: Tensor  # () bool: False until the entries have been taken from data
     updates: Tensor  # () int64: updates applied so far
     usage: Tensor  # (K,) moving average of the counts, in shares of N / K
-    pending_vectors: Tensor  # () int64: vectors seen since the last update, live or not
+    pending_vectors: Tensor  # () int64: live vectors seen since the last update
     pending_counts: Tensor  # (K,) live vectors of each entry since the last update
     candidate_keys: Tensor  # (K,) priority of each slot's candidate, the smallest wins; inf: no candidate
     candidates: Tensor  # (K, D) one vector per slot for entries that must move
@@ -50,7 +50,7 @@ def apply_pending_(state: CodebookState, average: AverageState | None, rule: Upd
     total = state.pending_counts.sum()
     any_live = total > 0
     if average is not None:
-        weight = ((1 - rule.average_decay) * any_live).to(total.dtype)
+        weight = any_live.to(total.dtype) * (1 - rule.average_decay)
         average.cluster_size.lerp_(state.pending_counts, weight)
         average.embed_avg.lerp_(average.pending_sums, weight)
         mean = (average.embed_avg + rule.average_eps * state.weight) / (average.cluster_size + rule.average_eps)[
@@ -60,7 +60,7 @@ def apply_pending_(state: CodebookState, average: AverageState | None, rule: Upd
         average.pending_sums.zero_()
     if rule.revival_threshold > 0:
         share = state.pending_counts * (state.weight.shape[0] / total.clamp(min=1))
-        state.usage.lerp_(share, ((1 - rule.revival_decay) * any_live).to(total.dtype))
+        state.usage.lerp_(share, any_live.to(total.dtype) * (1 - rule.revival_decay))
         _revive_(state, average, (state.usage < rule.revival_threshold) & any_live)
     state.updates.add_(any_live)
     state.pending_vectors.zero_()
@@ -124,27 +124,28 @@ def count_(
         candidates = rest[-2] / rest[-1].clamp(min=1)[:, None]
         state.candidates.copy_(torch.where(better[:, None], candidates, state.candidates))
         state.candidate_keys.copy_(torch.where(better, keys, state.candidate_keys))
-    state.pending_vectors.add_(z.shape[0] * _distributed.world_size())
+    state.pending_vectors.add_(counts.sum().long())
 
 
-def look_up(z: Tensor, weight: Tensor) -> Tensor:
-    """Indices of the nearest entries."""
-    dtype = torch.promote_types(z.dtype, weight.dtype)
-    return search(z.to(dtype), weight.to(dtype))
+def look_up(state: CodebookState, z: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices ``(N,)`` of the nearest entries, 0 where ``z`` is not live, and a copy ``(N, D)`` of these entries."""
+    dtype = torch.promote_types(z.dtype, state.weight.dtype)
+    indices = torch.where(live, search(z.to(dtype), state.weight.to(dtype)), 0)
+    return indices, state.weight[indices]
 
 
 def _draw_candidates(state: CodebookState, z: Tensor, live: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """At most one vector per slot: keys ``(K,)``, and vectors ``(K, D)`` and owners ``(K,)`` to sum over processes.
 
-    Every position belongs to one slot. Among a slot's vectors, of all processes, the smallest key wins, where the key
+    Live vectors are numbered through all processes, and every number belongs to one slot. Among a slot's vectors, of all processes, the smallest key wins, where the key
     is exponentially distributed with rate ``weight`` (Efraimidis & Spirakis, 2006): a draw in proportion to the
     weights, which can be merged over processes and micro-batches by taking the minimum.
     """
     size, dim = state.weight.shape
     dtype = state.weight.dtype
     row = torch.arange(z.shape[0], device=z.device)
-    position = state.pending_vectors + row + _distributed.rank() * z.shape[0]
-    slot = (position + state.updates * 40503) % size
+    position = state.pending_vectors + _live_before(live) + live.cumsum(0) - 1
+    slot = (position + state.updates * 40503).clamp(min=0) % size
     exponential = -torch.log(_hash_to_unit(position, state.updates))
     key = torch.where(live & (weight > 0), exponential / weight, torch.inf).to(dtype)
     keys = torch.full((size,), torch.inf, dtype=dtype, device=z.device).scatter_reduce_(0, slot, key, "amin")
@@ -156,6 +157,14 @@ def _draw_candidates(state: CodebookState, z: Tensor, live: Tensor, weight: Tens
     # One more row, so that an empty batch can be indexed too.
     rows = torch.cat([z.to(dtype), z.new_zeros(1, dim, dtype=dtype)])[winner]
     return keys, torch.where((owners > 0)[:, None], rows, 0), owners
+
+
+def _live_before(live: Tensor) -> Tensor:
+    """Number of live vectors on the processes before this one."""
+    counts = torch.zeros(_distributed.world_size(), dtype=torch.int64, device=live.device)
+    counts[_distributed.rank()] = live.sum()
+    _distributed.all_reduce_sum_(counts)
+    return counts[: _distributed.rank()].sum()
 
 
 def _sum_over_processes(parts: list[Tensor]) -> list[Tensor]:

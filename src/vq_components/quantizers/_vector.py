@@ -75,7 +75,7 @@ class _CodebookQuantizer(AbstractQuantizer):
 
     def _encode(self, z: Tensor, live: Tensor) -> Tensor:
         seen = self._seen(z, live)
-        return torch.where(seen, self.embedding.look_up(torch.where(seen[:, None], z, 0)), 0)
+        return self.embedding.look_up(torch.where(seen[:, None], z, 0), seen)
 
     def _decode(self, indices: Tensor) -> Tensor:
         return self.embedding.entries(indices)
@@ -83,14 +83,16 @@ class _CodebookQuantizer(AbstractQuantizer):
     def _quantize(self, z: Tensor, live: Tensor) -> QuantizerOutput:
         seen = self._seen(z, live)
         clean = torch.where(seen[:, None], z.detach(), 0)
-        indices = torch.where(seen, self.embedding(clean, seen, apply_first=self._schedule.ties == 0), 0)
-        entries = self.embedding.entries(indices).to(z.dtype)
-        commitment = mean_square(z, entries.detach(), live)  # NaN for a live token that is: the user must see it
+        indices, entries = self.embedding(clean, seen, apply_first=self._schedule.ties == 0)
+        entries = entries.to(z.dtype)
+        # A live vector that is not finite makes the loss and its gradient NaN, infinite ones (0 * inf) too: the user, or
+        # a gradient scaler, must see it.
+        commitment = mean_square(z + 0 * z, entries.detach(), live)
         codebook = mean_square(clean, entries, seen)
-        counts = count_codes(torch.where(live, indices, -1), self.codebook_size)
+        counts = count_codes(torch.where(seen, indices, -1), self.codebook_size)
         terms = {
-            "commitment": commitment.detach(),
-            "codebook": codebook.detach(),
+            "commitment": commitment.detach().float(),
+            "codebook": codebook.detach().float(),
             "perplexity": perplexity_of_counts(counts),
             "usage": usage_of_counts(counts),
         }
