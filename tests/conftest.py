@@ -39,7 +39,7 @@ def golden():
 
 @pytest.fixture(scope="session")
 def vgg16_weights() -> Path:
-    """Path of real VGG16 weights, from ``VQ_COMPONENTS_VGG16``; tests that need them are skipped where there are none."""
+    """Path of real VGG16 weights, from ``VQ_COMPONENTS_VGG16``; where there are none, tests that need them skip."""
     path = Path(os.environ.get("VQ_COMPONENTS_VGG16", SHARED_WEIGHTS))
     if not path.is_file():
         pytest.skip("VGG16 weights are not on this machine: set VQ_COMPONENTS_VGG16 to a local file to run this test")

@@ -3,8 +3,8 @@
     python docs/examples/tokenizer.py [--steps 800] [--out runs/tokenizer]
 
 Writes into --out: reconstructions.png (two photographs that scikit-learn ships, never trained on, over their
-reconstructions), curves.png, codebook.png and tokenizer.safetensors. A run that was stopped goes on where its last
-checkpoint was, when it is started again in the same way, and ends with the same weights, bit for bit.
+reconstructions), curves.png, codebook.png and tokenizer.safetensors. A stopped run that is started again in the same
+way goes on from its last checkpoint and ends with the same weights, bit for bit.
 """
 
 import argparse
@@ -96,13 +96,8 @@ def train(model, loss, optimizers, steps, out):
             optimizer.param_groups[0]["lr"] = peak * min(1, (step + 1) / 50) * (0.05 + 0.95 * decay)
         images = random_crops(photos, BATCH, seed=step)
         output = model(images)
-        generator = loss.generator_loss(
-            images,
-            output.reconstructions,
-            quantizer_loss=output.loss,
-            last_layer=model.last_layer,
-            step=step,
-        )
+        extra = {"quantizer_loss": output.loss, "last_layer": model.last_layer, "step": step}
+        generator = loss.generator_loss(images, output.reconstructions, **extra)
         optimizers[0].zero_grad()
         generator.loss.backward()
         optimizers[0].step()
@@ -151,6 +146,7 @@ def evaluate(model, loss, history, out):
 
 
 def main():
+    """Trains, or goes on training, then evaluates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--out", type=Path, default=Path("runs/tokenizer"))

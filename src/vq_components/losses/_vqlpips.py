@@ -48,7 +48,7 @@ class VQLPIPSWithDiscriminator(VQGANLoss):
         >>> import torch
         >>> from vq_components import VQLPIPSWithDiscriminator
         >>> objective = VQLPIPSWithDiscriminator(disc_start=100, perceptual_weight=0.0, disc_num_layers=1, disc_ndf=8)
-        >>> decoder = nn.Conv2d(4, 3, 3, padding=1)
+        >>> decoder = torch.nn.Conv2d(4, 3, 3, padding=1)
         >>> images, reconstructions = torch.rand(2, 3, 16, 16) * 2 - 1, decoder(torch.randn(2, 4, 16, 16))
         >>> loss, log = objective(torch.tensor(0.0), images, reconstructions, 0, 0, last_layer=decoder.weight)
         >>> list(log)[:5]

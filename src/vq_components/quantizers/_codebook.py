@@ -11,7 +11,6 @@ from ..functional import nearest_code, straight_through
 from ._revival import DeadCodeRevival
 from ._statistics import AverageState, CodebookState, UpdateRule, apply_pending_, count_, look_up, start_
 
-
 # Buffers that are not 0 where a file holds nothing but a trained codebook.
 _STARTED_FROM_A_FILE: dict[str, float] = {"started": 1, "usage": 1, "candidate_keys": torch.inf}
 

@@ -137,9 +137,9 @@ def look_up(state: CodebookState, z: Tensor, live: Tensor) -> tuple[Tensor, Tens
 def _draw_candidates(state: CodebookState, z: Tensor, live: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """At most one vector per slot: keys ``(K,)``, and vectors ``(K, D)`` and owners ``(K,)`` to sum over processes.
 
-    Live vectors are numbered through all processes, and every number belongs to one slot. Among a slot's vectors, of all processes, the smallest key wins, where the key
-    is exponentially distributed with rate ``weight`` (Efraimidis & Spirakis, 2006): a draw in proportion to the
-    weights, which can be merged over processes and micro-batches by taking the minimum.
+    Live vectors are numbered through all processes, and every number belongs to one slot. Among a slot's vectors the
+    smallest key wins, where the key is exponentially distributed with rate ``weight`` (Efraimidis & Spirakis, 2006):
+    a draw in proportion to the weights, which can be merged over processes and micro-batches by taking the minimum.
     """
     size, dim = state.weight.shape
     dtype = state.weight.dtype

@@ -85,8 +85,8 @@ class _CodebookQuantizer(AbstractQuantizer):
         clean = torch.where(seen[:, None], z.detach(), 0)
         indices, entries = self.embedding(clean, seen, apply_first=self._schedule.ties == 0)
         entries = entries.to(z.dtype)
-        # A live vector that is not finite makes the loss and its gradient NaN, infinite ones (0 * inf) too: the user, or
-        # a gradient scaler, must see it.
+        # A live vector that is not finite makes the loss and its gradient NaN, an infinite one (0 * inf) too: the user,
+        # or a gradient scaler, must see it.
         commitment = mean_square(z + 0 * z, entries.detach(), live)
         codebook = mean_square(clean, entries, seen)
         counts = count_codes(torch.where(seen, indices, -1), self.codebook_size)
@@ -123,7 +123,7 @@ class VectorQuantizer(_CodebookQuantizer):
     hardly any vector chooses. The codebook stays in float32 under ``.half()`` and ``.bfloat16()``.
 
     On several processes the loss is the process's own mean, as DistributedDataParallel expects it, while statistics
-    are those of the joined batch: every process must call the same training forwards, with batches of one shape.
+    are those of the joined batch: every process must call the same training forwards.
 
     Args:
         codebook_size: number of entries ``K``.
