@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable would import the compiler at once
 
 # Internal gradients start from this instead of 1 and are divided by it afterwards, in float32: where the graph is
 # float16, the gradient of a mean over an image would otherwise round to zero. A power of two changes no digit.
@@ -14,7 +15,7 @@ GRADIENT_SEED = 2.0**12
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 # For what calls autograd itself, which torch.compile cannot follow: it runs as it is, and the graph breaks around it.
-not_compiled = cast(Callable[[_Function], _Function], torch._disable_dynamo)
+not_compiled = cast(Callable[[_Function], _Function], _disable_dynamo)
 
 
 def to_full_precision(tensor: Tensor) -> Tensor:
