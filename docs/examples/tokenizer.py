@@ -28,7 +28,7 @@ CROP, BATCH, CODEBOOK_SIZE, CHECKPOINT_EVERY = 64, 4, 1024, 100
 
 def to_image(array):
     """An array (H, W, 3) of bytes as a tensor (3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1) / 127.5 - 1
+    return torch.from_numpy(np.array(array)).permute(2, 0, 1) / 127.5 - 1
 
 
 def training_photos():
