@@ -12,6 +12,17 @@ from .networks import ActNorm as ActNorm
 from .networks import Decoder as Decoder
 from .networks import Encoder as Encoder
 from .networks import NLayerDiscriminator as NLayerDiscriminator
+from .prior import ClassLabel as ClassLabel
+from .prior import Condition as Condition
+from .prior import ConditionalPrior as ConditionalPrior
+from .prior import Coordinates as Coordinates
+from .prior import MinGPT as MinGPT
+from .prior import PriorOutput as PriorOutput
+from .prior import SpatialTokens as SpatialTokens
+from .prior import StartToken as StartToken
+from .prior import TokenOrder as TokenOrder
+from .prior import generate as generate
+from .prior import generate_windows as generate_windows
 from .quantizers import AbstractQuantizer as AbstractQuantizer
 from .quantizers import DeadCodeRevival as DeadCodeRevival
 from .quantizers import EMAVectorQuantizer as EMAVectorQuantizer
@@ -21,14 +32,23 @@ from .quantizers import VectorQuantizer as VectorQuantizer
 __all__ = [
     "AbstractQuantizer",
     "ActNorm",
+    "ClassLabel",
+    "Condition",
+    "ConditionalPrior",
+    "Coordinates",
     "DeadCodeRevival",
     "Decoder",
     "EMAVectorQuantizer",
     "Encoder",
     "LPIPSLoss",
     "LossOutput",
+    "MinGPT",
     "NLayerDiscriminator",
+    "PriorOutput",
     "QuantizerOutput",
+    "SpatialTokens",
+    "StartToken",
+    "TokenOrder",
     "VQGANLoss",
     "VQLPIPSWithDiscriminator",
     "VQModel",
@@ -36,6 +56,8 @@ __all__ = [
     "VectorQuantizer",
     "adaptive_weight",
     "functional",
+    "generate",
+    "generate_windows",
 ]
 
 __version__ = "0.1.0"

@@ -11,10 +11,12 @@ from ._codes import codebook_usage as codebook_usage
 from ._codes import nearest_code as nearest_code
 from ._codes import perplexity as perplexity
 from ._estimators import straight_through as straight_through
+from ._sampling import filter_logits as filter_logits
 
 __all__ = [
     "adaptive_weight",
     "codebook_usage",
+    "filter_logits",
     "hinge_discriminator_loss",
     "hinge_generator_loss",
     "nearest_code",
