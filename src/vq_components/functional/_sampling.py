@@ -5,6 +5,9 @@ from torch import Tensor
 
 from ._adversarial import to_full_precision
 
+# Beyond this and its inverse a temperature is taken as 0 and as infinite: logits would overflow.
+_NO_TEMPERATURE = 1e-30
+
 
 def filter_logits(
     logits: Tensor,
@@ -41,10 +44,10 @@ def filter_logits(
     """
     _check_filters(temperature, top_k, top_p, min_p)
     logits = to_full_precision(logits)
-    if temperature == 0:
+    if temperature < _NO_TEMPERATURE:
         best = logits.argmax(dim=-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
-    logits = logits / temperature
+    logits = logits / min(temperature, 1 / _NO_TEMPERATURE)
     if top_k is not None:
         smallest = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._cache import KeyValueCache
-from ._linear import linear
 
 
 class Attend(NamedTuple):
@@ -43,7 +42,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, attend: Attend, *, cache: KeyValueCache | None, index: int) -> Tensor:
         q, k, v = (
-            linear(layer, x).view(*x.shape[:2], self.n_head, -1).transpose(1, 2)  # (B, heads, T, D)
+            layer(x).view(*x.shape[:2], self.n_head, x.shape[2] // self.n_head).transpose(1, 2)  # (B, heads, T, D)
             for layer in (self.query, self.key, self.value)
         )
         if cache is not None:
@@ -56,7 +55,7 @@ class SelfAttention(nn.Module):
             dropout_p=self.attn_pdrop if self.training else 0.0,
             is_causal=attend.causal,
         )
-        result: Tensor = self.resid_drop(linear(self.proj, h.transpose(1, 2).flatten(2)))
+        result: Tensor = self.resid_drop(self.proj(h.transpose(1, 2).flatten(2)))
         return result
 
 
@@ -74,6 +73,5 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, attend: Attend, *, cache: KeyValueCache | None, index: int) -> Tensor:
         x = x + self.attn(self.ln1(x), attend, cache=cache, index=index)
-        expand, activate, contract, drop = self.mlp
-        result: Tensor = x + drop(linear(contract, activate(linear(expand, self.ln2(x)))))
+        result: Tensor = x + self.mlp(self.ln2(x))
         return result

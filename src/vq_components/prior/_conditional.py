@@ -115,23 +115,18 @@ class ConditionalPrior(nn.Module):
                 (:class:`TokenOrder`).
             conditions: one value for each condition that takes one, in the constructor's order.
         """
-        tokens = tokens.flatten(1)
-        if tokens.ndim != 2 or tokens.shape[1] == 0:
+        if tokens.ndim not in (2, 3) or 0 in tokens.shape[1:]:
             raise ValueError(f"ConditionalPrior takes tokens (B, T) or (B, h, w), but got {tuple(tokens.shape)}.")
         check_tokens(tokens, self.image_vocab, name="ConditionalPrior")
+        tokens = tokens.flatten(1).long()
         inputs, dropped = tokens, None
         if self.training:
             inputs, dropped = self._replace_tokens(tokens), self._choose_dropped(tokens)
         prefix = self.prefix(tokens, conditions, dropped=dropped)
         sequence = torch.cat([prefix, inputs[:, :-1]], dim=1)
-        logits = self.image_logits(self.gpt.features(sequence)[:, prefix.shape[1] - 1 :])
+        logits = self.gpt(sequence)[:, prefix.shape[1] - 1 :, : self.image_vocab]
         loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
         return PriorOutput(logits, loss, loss.detach() / math.log(2))
-
-    def image_logits(self, features: Tensor) -> Tensor:
-        """Logits ``(..., image_vocab)`` of the transformer's features ``(..., n_embd)``."""
-        logits: Tensor = self.gpt.head(features)[..., : self.image_vocab]
-        return logits
 
     def prefix(
         self,
@@ -168,7 +163,14 @@ class ConditionalPrior(nn.Module):
                 part = torch.where(dropped[:, None], self._no_condition, part)
             parts.append(part)
             first += condition.vocab_size if self.offset else 0
-        return torch.cat(parts, dim=1)
+        prefix = torch.cat(parts, dim=1)
+        if self.gpt.n_unmasked > prefix.shape[1]:
+            raise ValueError(
+                f"The transformer's first n_unmasked={self.gpt.n_unmasked} positions see each other, but only "
+                f"{prefix.shape[1]} of them are the conditions': the image's tokens would see what they predict. "
+                f"Build it with n_unmasked={prefix.shape[1]} at most."
+            )
+        return prefix
 
     def prefixes(
         self, like: Tensor, conditions: Sequence[Tensor], *, guided: bool, window: Window | None = None

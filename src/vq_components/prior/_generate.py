@@ -14,8 +14,17 @@ import torch
 from torch import Tensor
 
 from ._conditional import ConditionalPrior
-from ._mingpt import MinGPT
-from ._sampling import Progress, Sampling, draw_uniform, last_features, sampling_mode, to_logits, unpack_model
+from ._mingpt import MinGPT, check_tokens
+from ._sampling import (
+    Progress,
+    Reader,
+    Sampling,
+    draw_uniform,
+    find_batch_size,
+    sampling_mode,
+    thin_transformer,
+    unpack_model,
+)
 
 
 def generate(
@@ -77,8 +86,11 @@ def _generate(
     progress: Progress | None,
 ) -> Tensor:
     prior, gpt = unpack_model(model)
-    prompt = _complete_prompt(prompt, gpt, batch_size, conditions, embeddings)
-    batch, vocab_size = len(prompt), gpt.vocab_size if prior is None else prior.image_vocab
+    batch = find_batch_size(batch_size, prompt, embeddings, conditions)
+    if prompt is None:
+        prompt = torch.zeros(batch, 0, dtype=torch.int64, device=gpt.tok_emb.weight.device)
+    vocab_size = gpt.vocab_size if prior is None else prior.image_vocab
+    _check_prompt(prompt, vocab_size, name="MinGPT" if prior is None else "ConditionalPrior")
     sampling.check(prior, vocab_size=vocab_size, batch_size=batch)
     prefix = _prefix(prior, prompt, conditions, embeddings, guided=sampling.guided)  # (B, P), or (2 B, P) if guided
     known, first = prefix.shape[1] + prompt.shape[1], 0 if embeddings is None else embeddings.shape[1]
@@ -86,37 +98,22 @@ def _generate(
     _check_length(first + known + max_new_tokens - (prior is not None), max_new_tokens, gpt.block_size)
 
     uniform = draw_uniform(batch, max_new_tokens, generator=generator, device=prompt.device)
-    repeats = len(prefix) // max(batch, 1)
+    repeats = 1 + sampling.guided
     sequence = torch.cat([prefix, prompt.repeat(repeats, 1), prefix.new_zeros(len(prefix), max_new_tokens)], dim=1)
     with sampling_mode(model):
-        cache = gpt.new_cache(len(sequence), min(first + sequence.shape[1], gpt.block_size))
+        thin = thin_transformer(gpt, len(sequence)) if max_new_tokens > 1 else None
+        reader = Reader(gpt, batch_size=len(sequence), length=first + sequence.shape[1], thin=thin)
         for step in (progress or iter)(range(max_new_tokens)):
-            features = last_features(gpt, sequence[:, : known + step], cache=cache, embeddings=embeddings)
-            tokens = sampling.choose(to_logits(gpt, prior, features), uniform[:, step])
+            logits = reader.logits(sequence[:, : known + step], embeddings)
+            tokens = sampling.choose(logits[:, :vocab_size], uniform[:, step])
             sequence[:, known + step] = tokens.repeat(repeats)
     return sequence[:batch, prefix.shape[1] :].clone()
 
 
-def _complete_prompt(
-    prompt: Tensor | None,
-    gpt: MinGPT,
-    batch_size: int | None,
-    conditions: Sequence[Tensor],
-    embeddings: Tensor | None,
-) -> Tensor:
-    """The prompt ``(B, T)``, empty if there is none."""
-    batches = [batch for batch in (prompt, embeddings, *conditions) if isinstance(batch, Tensor) and batch.ndim > 0]
-    sizes = {len(batch) for batch in batches} | ({batch_size} if batch_size is not None else set())
-    if len(sizes) != 1:
-        raise ValueError(
-            f"generate needs one number of sequences, from prompt, conditions, embeddings or batch_size, "
-            f"but these say {sorted(sizes) or 'nothing'}. Pass batch_size, or tensors of one batch."
-        )
-    if prompt is None:
-        return torch.zeros(sizes.pop(), 0, dtype=torch.int64, device=gpt.tok_emb.weight.device)
+def _check_prompt(prompt: Tensor, vocab_size: int, *, name: str) -> None:
     if prompt.ndim != 2:
         raise ValueError(f"generate takes a prompt of shape (B, T), but got {tuple(prompt.shape)}.")
-    return prompt
+    check_tokens(prompt, vocab_size, name=name)
 
 
 def _prefix(

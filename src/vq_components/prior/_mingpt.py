@@ -183,9 +183,9 @@ class MinGPT(nn.Module):
                 f"Enlarge vocab_size, or lower first_token."
             )
         weight = self.tok_emb.weight
-        centered = (codebook - codebook.mean(dim=0)).to(weight)
-        projection = nn.init.orthogonal_(weight.new_empty(codebook.shape[1], weight.shape[1]))
-        start = centered @ projection
+        entries = codebook.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+        projection = nn.init.orthogonal_(entries.new_empty(codebook.shape[1], weight.shape[1]))
+        start = (entries - entries.mean(dim=0)) @ projection
         scale = _INIT_STD / start.square().mean().sqrt().clamp(min=torch.finfo(start.dtype).tiny)
         weight[first_token : first_token + len(codebook)] = start * scale
 

@@ -32,7 +32,7 @@ class TokenOrder:
     """
 
     def __init__(self, indices: Tensor, *, grid: tuple[int, int]) -> None:
-        if not torch.equal(indices.sort().values, torch.arange(grid[0] * grid[1])):
+        if indices.dtype != torch.int64 or not torch.equal(indices.sort().values, torch.arange(grid[0] * grid[1])):
             raise ValueError(
                 f"A TokenOrder names every position 0 ... {grid[0] * grid[1] - 1} of its grid {grid} once, in an int64 "
                 f"tensor (T,), but got {indices.dtype} of shape {tuple(indices.shape)} that does not."
@@ -53,7 +53,8 @@ class TokenOrder:
         Raises:
             ValueError: if the last dimensions are neither the grid nor its size.
         """
-        if tuple(tokens.shape[-2:]) == self.grid:
+        # (1, T) is a batch of one flat sequence rather than a grid of one row.
+        if tuple(tokens.shape[-2:]) == self.grid and (tokens.ndim > 2 or self.grid[0] > 1):
             tokens = tokens.flatten(-2)
         return self._select(tokens, self.indices)
 

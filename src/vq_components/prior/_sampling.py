@@ -1,7 +1,7 @@
 """What the samplers share: from features to tokens."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..functional._sampling import draw, filter_logits
-from ._cache import KeyValueCache
 from ._conditional import ConditionalPrior
-from ._linear import linear
 from ._mingpt import MinGPT
+from ._thin import ThinTransformer
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -80,20 +79,65 @@ def unpack_model(model: nn.Module) -> tuple[ConditionalPrior | None, MinGPT]:
     raise TypeError(f"Tokens are sampled from a MinGPT or a ConditionalPrior, but got {type(model).__name__}.")
 
 
-def last_features(gpt: MinGPT, sequence: Tensor, *, cache: KeyValueCache, embeddings: Tensor | None = None) -> Tensor:
-    """Features ``(B, 1, n_embd)`` at the last position of ``(B, T)``; what the cache does not hold yet is computed."""
-    first = 0 if embeddings is None else embeddings.shape[1]
-    if first + sequence.shape[1] < gpt.n_unmasked:  # with every further token earlier positions still change
-        return gpt.features(sequence, embeddings=embeddings)[:, -1:]
-    if cache.length == 0:
-        return gpt.features(sequence, embeddings=embeddings, cache=cache)[:, -1:]
-    return gpt.features(sequence[:, cache.length - first :], cache=cache)[:, -1:]
+class Reader:
+    """A transformer, and what it keeps of sequences that grow.
+
+    Args:
+        gpt: the transformer.
+        batch_size: number of sequences.
+        length: most positions that are kept.
+        thin: the transformer for single new tokens, if it is not the same; readers may share it.
+    """
+
+    def __init__(self, gpt: MinGPT, *, batch_size: int, length: int, thin: ThinTransformer | None) -> None:
+        self.gpt = gpt
+        self.cache = gpt.new_cache(batch_size, min(length, gpt.block_size))
+        self.thin = thin
+
+    def logits(self, sequence: Tensor, embeddings: Tensor | None = None) -> Tensor:
+        """Logits ``(B, V)`` of what follows ``(B, T)``, which starts with what came last time.
+
+        Only new tokens are read. Embeddings, the same each time, are put before the tokens.
+        """
+        first = 0 if embeddings is None else embeddings.shape[1]
+        past = self.cache.length
+        if first + sequence.shape[1] < self.gpt.n_unmasked:  # with every further token earlier positions still change
+            features = self.gpt.features(sequence, embeddings=embeddings)
+        elif past == 0:
+            features = self.gpt.features(sequence, embeddings=embeddings, cache=self.cache)
+        elif self.thin is not None and first + sequence.shape[1] == past + 1:
+            return self.thin.logits(sequence[:, -1], self.cache)
+        else:
+            features = self.gpt.features(sequence[:, past - first :], cache=self.cache)
+        logits: Tensor = self.gpt.head(features[:, -1])
+        return logits
 
 
-def to_logits(gpt: MinGPT, prior: ConditionalPrior | None, features: Tensor) -> Tensor:
-    """Logits ``(B, V)`` of the tokens to sample, from features ``(B, 1, n_embd)``."""
-    logits = linear(gpt.head, features)[:, 0]
-    return logits if prior is None else logits[:, : prior.image_vocab]
+def thin_transformer(gpt: MinGPT, rows: int) -> ThinTransformer | None:
+    """The faster way for single new tokens, where there is one; to be asked once it is in eval mode."""
+    return ThinTransformer(gpt) if ThinTransformer.fits(gpt, rows) else None
+
+
+def find_batch_size(
+    batch_size: int | None,
+    prompt: Tensor | None,
+    embeddings: Tensor | None,
+    conditions: Sequence[Tensor],
+    *,
+    default: int | None = None,
+) -> int:
+    """Number of sequences, which at least one argument tells (or it is the default), and all tell alike."""
+    values = [conditions] if isinstance(conditions, Tensor) else conditions
+    batches = [batch for batch in (prompt, embeddings, *values) if isinstance(batch, Tensor) and batch.ndim > 0]
+    sizes = {len(batch) for batch in batches} | ({batch_size} if batch_size is not None else set())
+    if not sizes and default is not None:
+        return default
+    if len(sizes) != 1:
+        raise ValueError(
+            f"Sampling needs one number of sequences, from prompt, conditions, embeddings or batch_size, "
+            f"but these say {sorted(sizes) or 'nothing'}. Pass batch_size, or tensors of one batch."
+        )
+    return sizes.pop()
 
 
 def draw_uniform(*shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -14,11 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._cache import KeyValueCache
 from ._conditional import ConditionalPrior
 from ._conditions import Window
 from ._mingpt import MinGPT
-from ._sampling import Progress, Sampling, draw_uniform, last_features, sampling_mode, to_logits, unpack_model
+from ._sampling import (
+    Progress,
+    Reader,
+    Sampling,
+    draw_uniform,
+    find_batch_size,
+    sampling_mode,
+    thin_transformer,
+    unpack_model,
+)
+from ._thin import ThinTransformer
 
 Position = tuple[int, int]
 
@@ -57,10 +66,10 @@ class _Plan:
 
 @dataclass
 class _Border:
-    """The keys and values of the window that stands at the left or right border."""
+    """What has been read of the window that stands at the left or right border."""
 
-    cache: KeyValueCache
-    top: int = 0
+    reader: Reader
+    top: int
 
 
 @dataclass
@@ -73,6 +82,7 @@ class _Canvas:
     tokens: Tensor  # (B, H, W)
     conditions: Sequence[Tensor]
     guided: bool
+    thin: ThinTransformer | None = None
     borders: dict[int, _Border] = field(default_factory=dict)
 
     def sequence(self, row: int, column: int) -> Tensor:
@@ -81,21 +91,21 @@ class _Canvas:
         block = self.tokens[:, window.top : row + 1, window.left : window.left + window.width].flatten(1)
         before = block[:, : (row - window.top) * window.width + column - window.left]
         prefix = self.prior.prefixes(before, self.conditions, guided=self.guided, window=window)
-        return torch.cat([prefix, before.repeat(len(prefix) // len(before), 1)], dim=1)
+        return torch.cat([prefix, before.repeat(1 + self.guided, 1)], dim=1)
 
     def logits_at_border(self, row: int, column: int) -> Tensor:
         """Logits ``(B, V)`` of a position whose window stands still from column to column."""
         window = self.plan.window_of(row, column)
         sequence = self.sequence(row, column)
         if window.left not in self.borders:
-            longest = sequence.shape[1] + window.height * window.width
-            cache = self.gpt.new_cache(len(sequence), min(longest, self.gpt.block_size))
-            self.borders[window.left] = _Border(cache, window.top)
+            length = sequence.shape[1] + window.height * window.width
+            reader = Reader(self.gpt, batch_size=len(sequence), length=length, thin=self.thin)
+            self.borders[window.left] = _Border(reader, window.top)
         border = self.borders[window.left]
         if border.top != window.top:
-            border.cache.clear()
+            border.reader.cache.clear()
             border.top = window.top
-        return to_logits(self.gpt, self.prior, last_features(self.gpt, sequence, cache=border.cache))
+        return border.reader.logits(sequence)
 
     def logits_between(self, positions: list[Position]) -> Iterator[Tensor]:
         """Logits ``(B, V)`` of positions that each have a window of their own, in one batch."""
@@ -107,7 +117,7 @@ class _Canvas:
         padded = [F.pad(each, (0, max(lengths) - each.shape[1])) for each in sequences]
         features = self.gpt.features(torch.cat(padded)).chunk(len(positions))
         for each, length in zip(features, lengths, strict=True):
-            yield to_logits(self.gpt, self.prior, each[:, length - 1 : length])
+            yield self.gpt.head(each[:, length - 1])
 
     def logits(self, positions: list[Position]) -> Iterator[tuple[Position, Tensor]]:
         """Each position and its logits ``(B, V)``."""
@@ -122,7 +132,7 @@ def generate_windows(
     *,
     grid: tuple[int, int],
     window: tuple[int, int],
-    batch_size: int = 1,
+    batch_size: int | None = None,
     conditions: Sequence[Tensor] = (),
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -144,7 +154,7 @@ def generate_windows(
         model: a prior over grids in raster order.
         grid: height and width of the result, in tokens.
         window: height and width of the training grids; along a side that is shorter, the grid's.
-        batch_size: number of grids.
+        batch_size: number of grids, where the conditions do not tell it; 1 unless told.
         conditions: one value for each condition that takes one, for the whole grid: :class:`SpatialTokens` slide along,
             and are ``(B, h, w)``; :class:`Coordinates` follow the window, and are left out here.
         temperature: as in :func:`generate`.
@@ -168,7 +178,7 @@ def _generate_windows(
     model: ConditionalPrior,
     grid: tuple[int, int],
     window: tuple[int, int],
-    batch_size: int,
+    batch_size: int | None,
     conditions: Sequence[Tensor],
     sampling: Sampling,
     generator: torch.Generator | None,
@@ -177,8 +187,9 @@ def _generate_windows(
     prior, gpt = unpack_model(model)
     if prior is None:
         raise TypeError("generate_windows needs a ConditionalPrior, which knows how an image starts. Wrap the MinGPT.")
-    if min(*grid, *window, batch_size) < 1:
-        raise ValueError(f"Sizes must be positive, but got grid={grid}, window={window} and batch_size={batch_size}.")
+    if min(*grid, *window) < 1:
+        raise ValueError(f"generate_windows needs positive sizes, but got grid={grid} and window={window}.")
+    batch_size = find_batch_size(batch_size, None, None, conditions, default=1)
     sampling.check(prior, vocab_size=prior.image_vocab, batch_size=batch_size)
     plan = _Plan(grid, (min(window[0], grid[0]), min(window[1], grid[1])))
     device = gpt.tok_emb.weight.device
@@ -187,9 +198,10 @@ def _generate_windows(
     _check_window(gpt, canvas.sequence(0, 0).shape[1], plan.window)
     uniform = draw_uniform(batch_size, *grid, generator=generator, device=device)
     with sampling_mode(model):
+        canvas.thin = thin_transformer(gpt, batch_size * (1 + sampling.guided))
         for positions in (progress or iter)(plan.steps()):
             for (row, column), logits in canvas.logits(positions):
-                tokens[:, row, column] = sampling.choose(logits, uniform[:, row, column])
+                tokens[:, row, column] = sampling.choose(logits[:, : prior.image_vocab], uniform[:, row, column])
     return tokens
 
 
@@ -200,9 +212,4 @@ def _check_window(gpt: MinGPT, first: int, window: tuple[int, int]) -> None:
         raise ValueError(
             f"A window of {window[0]} x {window[1]} with its conditions needs {length} positions, but the model's "
             f"block_size is {gpt.block_size}. Pass the size of the grids that it was trained on."
-        )
-    if gpt.n_unmasked > first:
-        raise ValueError(
-            f"The transformer's first n_unmasked={gpt.n_unmasked} positions see each other, and of these only {first} "
-            f"are the conditions'. Windows need a prior whose image tokens see only what is before them."
         )
