@@ -28,9 +28,9 @@ def build(kind, **settings):
     return KINDS[kind](SIZE, DIM, **settings).double()
 
 
-def share(batch, rank):
-    """Of a batch ``(WORLD, N, ...)`` the part of one process, or all of it, rank by rank."""
-    return batch.flatten(0, 1) if rank is None else batch[rank]
+def share(parts, rank):
+    """Of a batch in one part per process the part of this one, or all of it, rank by rank."""
+    return torch.cat(list(parts)) if rank is None else parts[rank]
 
 
 def state_of(module):
@@ -45,7 +45,7 @@ def masks():
     return live
 
 
-def run_statistics(kind, rank, *, masked=False):
+def run_statistics(kind, rank, *, masked=False, uneven=False):
     """Start, counts, averages and revivals of a bare quantizer, one update per step."""
     quantizer = build(kind, revival=LIVELY)
     quantizer.update_()
@@ -54,6 +54,8 @@ def run_statistics(kind, rank, *, masked=False):
     live = masks() if masked else torch.ones(STEPS, WORLD, N, dtype=torch.bool)
     log = {}
     for step, (z, mask) in enumerate(zip(batches, live, strict=True)):
+        lengths = (N // 3, N - 7) if uneven else (N, N)
+        z, mask = ([part[:n] for part, n in zip(parts, lengths, strict=True)] for parts in (z, mask))
         out = quantizer(share(z, rank), share(mask, rank))
         log[f"indices {step}"] = out.indices
         log |= {f"{name} before update {step}": tensor for name, tensor in state_of(quantizer).items()}
@@ -94,6 +96,7 @@ SCENARIOS = {
     for name, run, settings in [
         ("statistics", run_statistics, {}),
         ("masked statistics", run_statistics, {"masked": True}),
+        ("statistics of uneven batches", run_statistics, {"uneven": True}),
         ("training", run_training, {}),
         ("lazy training", run_training, {"lazy": True}),
     ]

@@ -149,11 +149,19 @@ def test_adaptive_weight_survives_a_float16_graph(reduce):
 
 
 def test_adaptive_weight_of_half_gradients_is_a_float32_norm():
-    """The squares of these gradients are not in float16's range."""
-    weight = torch.full((4,), 1.0, dtype=torch.float16, requires_grad=True)
-    found = adaptive_weight((15 * weight).sum(), (3e-4 * weight).sum(), weight, max_weight=1e6, delta=0.0)
+    """The scaled norm of these gradients is not in float16's range."""
+    weight = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float16, requires_grad=True)
+    found = adaptive_weight((12 * weight).sum(), (3 * weight).sum(), weight, delta=0.0)
     assert found.dtype == torch.float32
-    assert found.item() == pytest.approx(15 / 3e-4, rel=1e-3)
+    assert found == 4
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_adaptive_weight_is_zero_for_an_infinite_gradient_of_a_finite_loss(which):
+    weight = torch.ones(1, requires_grad=True)
+    losses = [weight.sum(), weight.sum()]
+    losses[which] = (weight - 1).sqrt().sum()
+    assert adaptive_weight(*losses, weight) == 0
 
 
 def test_adaptive_weight_takes_losses_of_one_entry_and_float64():

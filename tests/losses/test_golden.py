@@ -43,7 +43,12 @@ def test_pixel_loss_is_the_originals(golden, disc_loss, step):
         for name in ("d_weight", "g_loss", "logits_real", "logits_fake"):
             assert found.pop(f"log.train/{name}") == 0
     for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], **EXACT, msg=lambda text, name=name: f"{name}: {text}")
+        # Machines add the products of a convolution in different orders. The rounding goes with the size of the terms,
+        # hence of the largest entries, and shows most in entries where the terms cancel.
+        atol = EXACT["atol"] + EXACT["rtol"] * expected[name].abs().max().item()
+        torch.testing.assert_close(
+            value, expected[name], rtol=0.0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,9 @@ def test_perceptual_loss_is_near_the_originals(golden, lpips, disc_loss, step):
         torch.testing.assert_close(found["log.train/d_weight"], expected["log.train/d_weight"], rtol=0.06, atol=0.0)
     for name in exact:
         torch.testing.assert_close(found[name], expected[name], **EXACT, msg=lambda text, name=name: f"{name}: {text}")
-    torch.testing.assert_close(found["log.train/p_loss"], expected["log.train/p_loss"], rtol=0.015, atol=0.0)
+    for name in ("p_loss", "rec_loss", "nll_loss", "total_loss"):
+        name = f"log.train/{name}"
+        torch.testing.assert_close(found[name], expected[name], rtol=0.015, atol=0.0)
 
     for values in (expected, found):  # what is left without the perceptual term
         values["pixel"] = values["log.train/nll_loss"] - values["log.train/p_loss"]

@@ -75,6 +75,18 @@ def test_no_gradient_reaches_a_perceptual_module_that_could_train(player, make_o
     assert all(parameter.requires_grad and parameter.grad is None for parameter in objective.perceptual.parameters())
 
 
+def test_generator_pass_builds_no_graph_that_is_not_needed(player, make_objective):
+    """Neither to the discriminator's parameters nor to the images."""
+    objective, flags = make_objective(), []
+    objective.discriminator.register_forward_hook(
+        lambda module, *_: flags.extend(parameter.requires_grad for parameter in module.parameters())
+    )
+    objective.perceptual.register_forward_hook(lambda module, inputs, output: flags.append(inputs[0].requires_grad))
+    player.generator_loss(objective, images=player.images.requires_grad_())
+    assert flags
+    assert not any(flags)
+
+
 def test_images_get_no_gradient(player, make_objective):
     objective = make_objective()
     player.images.requires_grad_()

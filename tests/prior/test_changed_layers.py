@@ -160,3 +160,18 @@ def test_changes_between_samples_are_seen(build_gpt, assert_sampled_as_computed)
         for parameter in gpt.parameters():
             parameter.normal_()
     assert_sampled_as_computed(gpt)
+
+
+class Doubled(torch.Tensor):
+    """A weight with a product of its own, as quantized weights have."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return 2 * result if function is nn.functional.linear else result
+
+
+def test_a_weight_of_another_class_is_used_in_its_own_way(build_gpt, assert_sampled_as_computed):
+    gpt = build_gpt()
+    gpt.head.weight = nn.Parameter(gpt.head.weight.detach().as_subclass(Doubled))
+    assert_sampled_as_computed(gpt)

@@ -187,7 +187,8 @@ def test_tokens_out_of_the_images_range_are_an_error(build_prior):
     with pytest.raises(TypeError) as error:
         build_prior()(torch.zeros(2, 4), (LABELS,))
     assert (
-        str(error.value) == "ConditionalPrior takes integer tokens, but got torch.float32. Convert them with .long()."
+        str(error.value)
+        == "ConditionalPrior takes int64 or int32 tokens, but got torch.float32. Convert them with .long()."
     )
 
 

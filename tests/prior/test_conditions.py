@@ -104,7 +104,7 @@ def test_values_out_of_range_are_an_error(condition, shape, bad, low, high):
     with pytest.raises(TypeError) as error:
         condition.encode(value.float(), like=LIKE)
     assert str(error.value) == (
-        f"{type(condition).__name__} takes integer tokens, but got torch.float32. Convert them with .long()."
+        f"{type(condition).__name__} takes int64 or int32 tokens, but got torch.float32. Convert them with .long()."
     )
 
 
@@ -122,3 +122,18 @@ def test_conditions_are_values():
 def test_a_condition_without_encode_is_none():
     with pytest.raises(TypeError, match="abstract"):
         Condition()
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.01, 120.0, float("nan")])
+def test_coordinates_outside_of_the_image_are_an_error(value):
+    with pytest.raises(ValueError, match=r"Coordinates takes numbers in \[0, 1\], but got"):
+        Coordinates(5).encode(torch.tensor([[0.5, value], [0.0, 1.0]]), like=LIKE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(ClassLabel, "num_classes"), (SpatialTokens, "codebook_size"), (Coordinates, "bins")]
+)
+def test_a_condition_without_tokens_is_an_error(kind, name):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
+        kind(0)
+    assert str(error.value) == f"{kind.__name__} needs a positive {name}, but got 0."

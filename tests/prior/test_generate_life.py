@@ -179,7 +179,7 @@ BOOL = "allowed_tokens must be bool, True where a token may be sampled, of shape
         ({"allowed_tokens": torch.ones(7)}, BOOL + "torch.float32 of shape (7,)."),
         (
             {"allowed_tokens": torch.zeros(7).bool()},
-            "allowed_tokens must allow at least one token, but all are False.",
+            "allowed_tokens must allow each sequence at least one token, but forbid all somewhere.",
         ),
         ({"prompt": torch.zeros(2, 2, 2).long()}, "generate takes a prompt of shape (B, T), but got (2, 2, 2)."),
         (
@@ -244,11 +244,25 @@ def test_what_a_transformer_cannot_do_is_an_error(build_gpt, settings, message):
 @pytest.mark.parametrize("new", [0, 2])
 def test_a_prompt_of_floats_is_an_error(build_gpt, build_prior, new):
     for model in (build_gpt(), build_prior(StartToken())):
-        with pytest.raises(TypeError, match=r"takes integer tokens, but got torch.float32. Convert them with"):
+        with pytest.raises(TypeError, match=r"takes int64 or int32 tokens, but got torch.float32. Convert them with"):
             generate(model, torch.zeros(2, 2), max_new_tokens=new)
 
 
 def test_other_models_are_an_error(build_gpt):
     with pytest.raises(TypeError) as error:
         generate(torch.nn.Linear(2, 2), torch.zeros(1, 1).long(), max_new_tokens=1)
-    assert str(error.value) == "Tokens are sampled from a MinGPT or a ConditionalPrior, but got Linear."
+    assert str(error.value) == (
+        "Tokens are sampled from a MinGPT or a ConditionalPrior, but got Linear. "
+        "Pass what a wrapper wraps, such as model.module."
+    )
+
+
+@pytest.mark.parametrize("guidance", [float("nan"), float("inf")])
+def test_guidance_that_is_not_finite_is_an_error(build_prior, guidance):
+    with pytest.raises(ValueError, match="guidance must be finite, but got"):
+        generate(build_prior(condition_dropout=0.1), max_new_tokens=1, conditions=(LABELS,), guidance=guidance)
+
+
+def test_guidance_without_a_condition_is_an_error(build_prior):
+    with pytest.raises(ValueError, match="guidance is toward conditions, but this prior has none that takes a value"):
+        generate(build_prior(StartToken(), condition_dropout=0.1), max_new_tokens=1, batch_size=1, guidance=2.0)

@@ -96,7 +96,7 @@ def test_tokens_out_of_range_are_an_error(build_gpt, tokens, low, high):
 def test_tokens_that_are_no_integers_are_an_error(build_gpt, dtype):
     with pytest.raises(TypeError) as error:
         build_gpt()(torch.zeros(1, 2, dtype=dtype))
-    assert str(error.value) == f"MinGPT takes integer tokens, but got {dtype}. Convert them with .long()."
+    assert str(error.value) == f"MinGPT takes int64 or int32 tokens, but got {dtype}. Convert them with .long()."
 
 
 def test_int32_tokens_are_as_int64(build_gpt):

@@ -37,7 +37,8 @@ def test_spatial_tokens_of_the_window_count(build_prior):
 def test_image_tokens_that_see_what_is_behind_them_are_an_error(build_prior):
     assert message_of(build_prior(StartToken(), n_unmasked=2)) == (
         "The transformer's first n_unmasked=2 positions see each other, but only 1 of them are the conditions': "
-        "the image's tokens would see what they predict. Build it with n_unmasked=1 at most."
+        "the image's tokens would see what they predict. Build it with n_unmasked=1 at most; "
+        "a window of a smaller grid has fewer conditions."
     )
 
 
@@ -79,7 +80,7 @@ def test_spatial_tokens_that_windows_do_not_cut_into_whole_cells_are_an_error(bu
 def test_spatial_tokens_that_are_no_tensor_are_an_error(build_prior, value):
     with pytest.raises(TypeError) as error:
         generate_windows(build_prior(SpatialTokens(5)), **SIZES, conditions=(value,))
-    assert str(error.value) == f"SpatialTokens takes a tensor as its value, but got {type(value).__name__}."
+    assert str(error.value) == f"Conditions take tensors as their values, but got {type(value).__name__}."
 
 
 def test_settings_are_checked_as_in_generate(build_prior):

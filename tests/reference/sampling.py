@@ -24,7 +24,7 @@ def filter_row(logits, *, temperature=1.0, top_k=None, top_p=None, min_p=None):
         logits = [logit if logit >= least else -math.inf for logit in logits]
     if top_p is not None:
         probabilities, kept, total = softmax(logits), set(), 0.0
-        for token in sorted(range(size), key=lambda token: -probabilities[token]):
+        for token in sorted(range(size), key=lambda token: -logits[token]):
             if total < top_p or top_p == 1:
                 kept.add(token)
             total += probabilities[token]

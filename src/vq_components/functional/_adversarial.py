@@ -247,8 +247,8 @@ def _unreachable(name: str, reason: str) -> ValueError:
 def _refuse_new_static_graph(outputs: Tensor, last_layer: Tensor) -> None:
     """Raises if an unstarted ``DistributedDataParallel(static_graph=True)`` lies between the two tensors.
 
-    Such a wrapper sets up its synchronization in the first backward pass through its outputs. If that is the internal
-    one, which ends at the last layer, it never synchronizes, without a word.
+    Such a wrapper sets up its synchronization in the first backward pass through its outputs, for which it puts a node
+    of its own into the graph. If that pass is the internal one, which ends at the last layer, it never synchronizes.
     """
     seen, queue = set(), deque([outputs.grad_fn])
     while queue:
@@ -260,9 +260,7 @@ def _refuse_new_static_graph(outputs: Tensor, last_layer: Tensor) -> None:
             return
         reference = getattr(node, "ddp_weakref", None)
         wrapper = reference() if callable(reference) else None
-        if getattr(wrapper, "static_graph", False) and not getattr(
-            wrapper, "_static_graph_delay_allreduce_enqueued", True
-        ):
+        if getattr(wrapper, "static_graph", False):
             raise RuntimeError(
                 "The adaptive weight's gradient would be the first backward pass of "
                 "DistributedDataParallel(static_graph=True), which would then never synchronize gradients. "

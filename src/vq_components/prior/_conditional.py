@@ -78,6 +78,8 @@ class ConditionalPrior(nn.Module):
         super().__init__()
         if len(conditions) == 0:
             raise ValueError("ConditionalPrior needs something before the first token: pass StartToken() at least.")
+        if image_vocab < 1:
+            raise ValueError(f"ConditionalPrior needs a positive image_vocab, but got {image_vocab}.")
         if not (0 <= pkeep <= 1 and 0 <= condition_dropout <= 1):
             raise ValueError(
                 f"pkeep and condition_dropout are shares in [0, 1], but got {pkeep} and {condition_dropout}."
@@ -104,7 +106,7 @@ class ConditionalPrior(nn.Module):
     ) -> int:
         """Number of tokens that a transformer for this prior needs; arguments as in the constructor."""
         sizes = [condition.vocab_size for condition in conditions]
-        tokens = image_vocab + sum(sizes) if offset else max(image_vocab, *sizes)
+        tokens = image_vocab + sum(sizes) if offset else max([image_vocab, *sizes])
         return tokens + (condition_dropout > 0)
 
     def forward(self, tokens: Tensor, conditions: Sequence[Tensor] = ()) -> PriorOutput:
@@ -144,7 +146,7 @@ class ConditionalPrior(nn.Module):
             dropped: bool ``(B,)``, True for images whose conditions say nothing.
             window: the part of a larger image that is sampled.
         """
-        given = [c for c in self.conditions if c.takes_value and not (window is not None and c.follows_window)]
+        given = [condition for condition in self.conditions if _is_given(condition, window)]
         if isinstance(conditions, Tensor) or len(conditions) != len(given):
             names = ", ".join(type(condition).__name__ for condition in given)
             came = "a tensor" if isinstance(conditions, Tensor) else len(conditions)
@@ -155,7 +157,7 @@ class ConditionalPrior(nn.Module):
         values = iter(conditions)
         parts, first = [], self.image_vocab if self.offset else 0
         for condition in self.conditions:
-            value = next(values) if condition in given else None
+            value = next(values) if _is_given(condition, window) else None
             if window is not None:
                 value = condition.at(value, window, like=like)
             part = condition.encode(value, like=like) + first
@@ -168,7 +170,7 @@ class ConditionalPrior(nn.Module):
             raise ValueError(
                 f"The transformer's first n_unmasked={self.gpt.n_unmasked} positions see each other, but only "
                 f"{prefix.shape[1]} of them are the conditions': the image's tokens would see what they predict. "
-                f"Build it with n_unmasked={prefix.shape[1]} at most."
+                f"Build it with n_unmasked={prefix.shape[1]} at most; a window of a smaller grid has fewer conditions."
             )
         return prefix
 
@@ -192,3 +194,8 @@ class ConditionalPrior(nn.Module):
             return tokens
         kept = torch.rand(tokens.shape, device=tokens.device) < self.pkeep
         return torch.where(kept, tokens, torch.randint_like(tokens, self.image_vocab))
+
+
+def _is_given(condition: Condition, window: Window | None) -> bool:
+    """Whether the caller passes a value for this condition; a window's place follows from the window."""
+    return condition.takes_value and not (window is not None and condition.follows_window)

@@ -81,6 +81,9 @@ class ClassLabel(Condition):
 
     num_classes: int
 
+    def __post_init__(self) -> None:
+        _check_positive(self, num_classes=self.num_classes)
+
     @property
     def vocab_size(self) -> int:  # type: ignore[override]
         """Number of classes."""
@@ -112,6 +115,9 @@ class SpatialTokens(Condition):
     """
 
     codebook_size: int
+
+    def __post_init__(self) -> None:
+        _check_positive(self, codebook_size=self.codebook_size)
 
     @property
     def vocab_size(self) -> int:  # type: ignore[override]
@@ -165,6 +171,9 @@ class Coordinates(Condition):
     bins: int
     follows_window = True
 
+    def __post_init__(self) -> None:
+        _check_positive(self, bins=self.bins)
+
     @property
     def vocab_size(self) -> int:  # type: ignore[override]
         """Number of bins; both directions share them."""
@@ -178,6 +187,13 @@ class Coordinates(Condition):
                 f"Coordinates takes floating point numbers in [0, 1] of shape ({len(like)}, 2), "
                 f"but got {place.dtype} of shape {tuple(place.shape)}."
             )
+        # Seen where it costs no wait for the device, as for tokens.
+        can_see = place.device.type == "cpu" and not torch.compiler.is_compiling()
+        if can_see and not bool(((place >= 0) & (place <= 1)).all()):
+            raise ValueError(
+                f"Coordinates takes numbers in [0, 1], but got {place.min():.3g} to {place.max():.3g}. "
+                f"Divide a patch's start by the size of the image less that of the patch."
+            )
         return (place.clamp(0, 1) * self.bins).long().clamp(max=self.bins - 1)
 
     def at(self, value: Tensor | None, window: Window, *, like: Tensor) -> Tensor | None:
@@ -185,6 +201,12 @@ class Coordinates(Condition):
         height, width = window.grid
         place = (window.top / max(height - window.height, 1), window.left / max(width - window.width, 1))
         return torch.tensor(place, device=like.device).expand(len(like), 2)
+
+
+def _check_positive(condition: Condition, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{type(condition).__name__} needs a positive {name}, but got {size}.")
 
 
 def _value_of(condition: Condition, value: Tensor | None, like: Tensor) -> Tensor:

@@ -244,7 +244,7 @@ def _mask_keys(state_dict: dict[str, Any], prefix: str) -> Iterator[str]:
 def check_tokens(tokens: Tensor, vocab_size: int, *, name: str) -> None:
     """Raises unless ``tokens`` are integers and, where that can be seen without a wait, in ``[0, vocab_size)``."""
     if tokens.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name} takes integer tokens, but got {tokens.dtype}. Convert them with .long().")
+        raise TypeError(f"{name} takes int64 or int32 tokens, but got {tokens.dtype}. Convert them with .long().")
     if torch.compiler.is_compiling() or tokens.device.type != "cpu" or tokens.numel() == 0:
         return
     low, high = (int(bound) for bound in tokens.aminmax())

@@ -32,13 +32,14 @@ class TokenOrder:
     """
 
     def __init__(self, indices: Tensor, *, grid: tuple[int, int]) -> None:
-        if indices.dtype != torch.int64 or not torch.equal(indices.sort().values, torch.arange(grid[0] * grid[1])):
+        raster = torch.arange(grid[0] * grid[1], device=indices.device)
+        if indices.dtype != torch.int64 or not torch.equal(indices.sort().values, raster):
             raise ValueError(
                 f"A TokenOrder names every position 0 ... {grid[0] * grid[1] - 1} of its grid {grid} once, in an int64 "
                 f"tensor (T,), but got {indices.dtype} of shape {tuple(indices.shape)} that does not."
             )
         self.indices = indices
-        self.grid = grid
+        self.grid = (grid[0], grid[1])
         self._steps = indices.argsort()
 
     def apply(self, tokens: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What the samplers share: from features to tokens."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,8 @@ class Sampling:
     def check(self, prior: ConditionalPrior | None, *, vocab_size: int, batch_size: int) -> None:
         """Raises if a setting is out of range, or not for this model."""
         self._filter(torch.zeros(1))
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance must be finite, but got {self.guidance}.")
         if self.guided and prior is None:
             raise ValueError("guidance needs a ConditionalPrior, but got a MinGPT. Wrap it in one.")
         if self.guided and prior is not None and prior.condition_dropout == 0:
@@ -54,6 +57,8 @@ class Sampling:
                 "guidance compares with images without conditions, which this prior never saw. "
                 "Train it with condition_dropout, for example 0.1, or leave guidance at 1."
             )
+        if self.guided and prior is not None and not any(condition.takes_value for condition in prior.conditions):
+            raise ValueError("guidance is toward conditions, but this prior has none that takes a value.")
         allowed = self.allowed_tokens
         if allowed is None:
             return
@@ -63,7 +68,7 @@ class Sampling:
                 f"({batch_size}, {vocab_size}), but got {allowed.dtype} of shape {tuple(allowed.shape)}."
             )
         if not bool(allowed.any(dim=-1).all()):
-            raise ValueError("allowed_tokens must allow at least one token, but all are False.")
+            raise ValueError("allowed_tokens must allow each sequence at least one token, but forbid all somewhere.")
 
     def _filter(self, logits: Tensor) -> Tensor:
         return filter_logits(logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
@@ -76,7 +81,10 @@ def unpack_model(model: nn.Module) -> tuple[ConditionalPrior | None, MinGPT]:
         return model, getattr(model.gpt, "_orig_mod", model.gpt)
     if isinstance(model, MinGPT):
         return None, model
-    raise TypeError(f"Tokens are sampled from a MinGPT or a ConditionalPrior, but got {type(model).__name__}.")
+    raise TypeError(
+        f"Tokens are sampled from a MinGPT or a ConditionalPrior, but got {type(model).__name__}. "
+        "Pass what a wrapper wraps, such as model.module."
+    )
 
 
 class Reader:
@@ -128,6 +136,9 @@ def find_batch_size(
 ) -> int:
     """Number of sequences, which at least one argument tells (or it is the default), and all tell alike."""
     values = [conditions] if isinstance(conditions, Tensor) else conditions
+    for value in values:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Conditions take tensors as their values, but got {type(value).__name__}.")
     batches = [batch for batch in (prompt, embeddings, *values) if isinstance(batch, Tensor) and batch.ndim > 0]
     sizes = {len(batch) for batch in batches} | ({batch_size} if batch_size is not None else set())
     if not sizes and default is not None:

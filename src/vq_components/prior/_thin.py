@@ -38,7 +38,9 @@ class ThinTransformer:
             and all(_is_plain(module) for module in gpt.modules())
             and all([type(module) for module in mlp] == _PERCEPTRON for mlp in perceptrons)
             and all(mlp[1].approximate == "none" for mlp in perceptrons)
-            and all(p.device.type == "cpu" and p.dtype in (torch.float32, torch.float64) for p in gpt.parameters())
+            # A tensor of another class brings products of its own.
+            and all(type(p) is nn.Parameter and p.device.type == "cpu" for p in gpt.parameters())
+            and all(p.dtype in (torch.float32, torch.float64) for p in gpt.parameters())
             and not torch.is_autocast_enabled("cpu")
         )
 
@@ -85,7 +87,7 @@ class _Product:
 
     def __call__(self, x: Tensor) -> Tensor:
         slices, rows = len(self.weight), len(x)
-        if rows <= 4:  # else the other way round is faster
+        if 1 < rows <= 4:  # else the other way round is faster
             product = torch.baddbmm(self.bias, self.weight, x.T.expand(slices, -1, rows))  # (slices, out / slices, B)
             return product.view(self.out, rows).T.contiguous()
         product = torch.baddbmm(self.bias.mT, x.expand(slices, *x.shape), self.weight.mT)  # (slices, B, out / slices)

@@ -210,7 +210,7 @@ class AbstractQuantizer(nn.Module, ABC):
     def _space(self, z: Tensor) -> torch.Size:
         """Shape of ``z`` without channels."""
         shape = list(z.shape)
-        del shape[self.channel_dim]
+        shape.pop(self.channel_dim)
         return torch.Size(shape)
 
     def _flatten(self, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

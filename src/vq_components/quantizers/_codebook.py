@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import nearest_code, straight_through
+from ..functional import nearest_code
 from ._revival import DeadCodeRevival
 from ._statistics import AverageState, CodebookState, UpdateRule, apply_pending_, count_, look_up, start_
 
@@ -93,21 +93,8 @@ class Codebook(nn.Module):
 
         Vectors that are not live get index 0. A gradient of the entries reaches those rows of the codebook.
         """
-        if not self.training:
-            indices = self.look_up(z, live)
-            return indices, self.entries(indices)
-        average = self._average_state()
-        indices, entries = _count_operator(
-            z.detach(),
-            live,
-            list(self._state()),
-            [] if average is None else list(average),
-            list(self._rule()),
-            apply_first and not self._is_manual,
-            self.starts_from_data,
-        )
-        # The operator's own copy of the entries: a compiled checkpoint may read the codebook as it was before it.
-        return indices, straight_through(self.entries(indices), entries) if self.weight.requires_grad else entries
+        indices = self._count_and_look_up(z, live, apply_first=apply_first) if self.training else self.look_up(z, live)
+        return indices, self.entries(indices)
 
     def look_up(self, z: Tensor, live: Tensor) -> Tensor:
         """Indices ``(N,)`` of the entries nearest to ``z``, 0 where it is not live; counts nothing."""
@@ -116,6 +103,22 @@ class Codebook(nn.Module):
     def entries(self, indices: Tensor) -> Tensor:
         """The entries ``(N, D)`` at ``indices`` ``(N,)``; a gradient reaches those rows of the codebook."""
         return F.embedding(indices, self.weight)
+
+    # Without gradients, so that the compiler changes a parameter in place, as it does buffers: a compiled checkpoint
+    # that runs again finds the codebook that its forward used, not a copy from before that forward's update.
+    @torch.no_grad()
+    def _count_and_look_up(self, z: Tensor, live: Tensor, *, apply_first: bool) -> Tensor:
+        average = self._average_state()
+        indices: Tensor = _count_operator(
+            z,
+            live,
+            list(self._state()),
+            [] if average is None else list(average),
+            list(self._rule()),
+            apply_first and not self._is_manual,
+            self.starts_from_data,
+        )
+        return indices
 
     @torch.no_grad()
     def apply_pending_(self) -> None:
@@ -195,7 +198,13 @@ class Codebook(nn.Module):
 
 # Applying, counting and looking up are one opaque operator, for two reasons. Inside a backward, that is when activation
 # checkpointing runs a forward again, it must do nothing but look up; and the compiler must not see its loops.
-@torch.library.custom_op("vq_components::count_and_look_up", mutates_args=("state", "average"))
+@torch.library.custom_op(
+    "vq_components::count_and_look_up",
+    mutates_args=("state", "average"),
+    # Told, because torch before 2.6 cannot read it from the annotations.
+    schema="(Tensor z, Tensor live, Tensor(a!)[] state, Tensor(b!)[] average, float[] rule, bool apply_first, "
+    "bool starts_from_data) -> Tensor",
+)
 def _count_operator(
     z: Tensor,
     live: Tensor,
@@ -204,7 +213,7 @@ def _count_operator(
     rule: list[float],
     apply_first: bool,
     starts_from_data: bool,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     codebook = CodebookState(*state)
     if torch._C._current_graph_task_id() != -1:  # inside a backward
         return look_up(codebook, z, live)
@@ -214,9 +223,9 @@ def _count_operator(
         apply_pending_(codebook, averages, update_rule)
     if starts_from_data:
         start_(codebook, z, live)
-    indices, entries = look_up(codebook, z, live)
+    indices = look_up(codebook, z, live)
     count_(codebook, averages, update_rule, z, live, indices)
-    return indices, entries
+    return indices
 
 
 @_count_operator.register_fake
@@ -228,5 +237,5 @@ def _(
     rule: list[float],
     apply_first: bool,
     starts_from_data: bool,
-) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape[0], dtype=torch.int64), torch.empty_like(z, dtype=state[0].dtype)
+) -> Tensor:
+    return z.new_empty(z.shape[0], dtype=torch.int64)

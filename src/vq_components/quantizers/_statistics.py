@@ -127,11 +127,10 @@ def count_(
     state.pending_vectors.add_(counts.sum().long())
 
 
-def look_up(state: CodebookState, z: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices ``(N,)`` of the nearest entries, 0 where ``z`` is not live, and a copy ``(N, D)`` of these entries."""
+def look_up(state: CodebookState, z: Tensor, live: Tensor) -> Tensor:
+    """Indices ``(N,)`` of the nearest entries, 0 where ``z`` is not live."""
     dtype = torch.promote_types(z.dtype, state.weight.dtype)
-    indices = torch.where(live, search(z.to(dtype), state.weight.to(dtype)), 0)
-    return indices, state.weight[indices]
+    return torch.where(live, search(z.to(dtype), state.weight.to(dtype)), 0)
 
 
 def _draw_candidates(state: CodebookState, z: Tensor, live: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
