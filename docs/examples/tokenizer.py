@@ -1,6 +1,6 @@
 """Trains a VQ-GAN tokenizer on the color photographs that scikit-image ships; a CPU with two cores is enough.
 
-    python docs/examples/tokenizer.py [--steps 1500] [--out runs/tokenizer]
+    python docs/examples/tokenizer.py [--steps 1400] [--out runs/tokenizer]
 
 Writes pictures and weights into --out. A stopped run, started again, goes on from its last checkpoint, bit for bit.
 """
@@ -58,14 +58,14 @@ class _Residual(nn.Sequential):
 def build(steps, w=64):
     """The tokenizer, of width ``w``, its loss, and an optimizer for each of the two players."""
     # For minutes on a CPU. vq.Encoder and vq.Decoder are deeper and normalize: they need longer to get as far.
-    blocks = [_Residual(nn.SiLU(), nn.Conv2d(w, w, 3, 1, 1), nn.SiLU(), nn.Conv2d(w, w, 1)) for _ in range(4)]
-    encoder = [nn.Conv2d(3, w, 4, 2, 1), nn.SiLU(), nn.Conv2d(w, w, 4, 2, 1), *blocks[:2]]
-    decoder = [*blocks[2:], nn.Upsample(scale_factor=2), nn.Conv2d(w, w, 3, 1, 1), nn.SiLU()]
+    blocks = [_Residual(nn.SiLU(), nn.Conv2d(w, w, 3, 1, 1), nn.SiLU(), nn.Conv2d(w, w, 1)) for _ in range(7)]
+    encoder = [nn.Conv2d(3, w, 4, 2, 1), nn.SiLU(), nn.Conv2d(w, w, 4, 2, 1), *blocks[:3]]
+    decoder = [*blocks[3:], nn.Upsample(scale_factor=2), nn.Conv2d(w, w, 3, 1, 1), nn.SiLU()]
     decoder += [nn.Conv2d(w, 12, 3, 1, 1), nn.PixelShuffle(2), nn.Hardtanh(-1.5, 1.5)]  # as far as LPIPS goes
-    quantizer = vq.EMAVectorQuantizer(CODEBOOK_SIZE, 16, decay=0.98)
+    quantizer = vq.EMAVectorQuantizer(CODEBOOK_SIZE, 16, decay=0.95)
     model = vq.VQModel(nn.Sequential(*encoder), quantizer, nn.Sequential(*decoder), z_channels=w)
-    settings = {"disc_ndf": 16, "disc_num_layers": 2, "disc_weight": 0.2, "perceptual_weight": 0.0}
-    settings |= {"disc_start": steps // 2, "gen_start": steps * 6 // 10, "gen_ramp": steps // 20}
+    settings = {"disc_ndf": 16, "disc_num_layers": 2, "disc_weight": 0.05, "perceptual_weight": 0.0}
+    settings |= {"disc_start": steps * 7 // 10, "gen_start": steps * 8 // 10, "gen_ramp": steps // 20}
     try:
         loss = vq.VQLPIPSWithDiscriminator(perceptual=vq.LPIPSLoss("vgg"), **settings)
     except OSError as error:
@@ -88,12 +88,12 @@ def train(model, loss, optimizers, photos, steps, out):
     for step in tqdm(range(len(history), steps), initial=len(history), total=steps, desc="training"):
         decay = 0.05 + 0.95 * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         optimizers[0].param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 50) * decay
-        loss.perceptual_weight = 1.5 if loss.perceptual is not None and step >= steps * 0.35 else 0.0
+        loss.perceptual_weight = 1.0 if loss.perceptual is not None and step >= steps * 0.25 else 0.0
         if step >= steps * 0.9:
             model.quantize.revival = None  # the last tenth leaves the codebook to the data
         images = random_crops(photos, BATCH_WITH_LPIPS if loss.perceptual_weight else BATCH, seed=step)
         output = model(images)
-        extra = {"quantizer_loss": output.loss, "last_layer": model.decoder[5].weight, "step": step}
+        extra = {"quantizer_loss": output.loss, "last_layer": model.decoder[-3].weight, "step": step}
         generator = loss.generator_loss(images, output.reconstructions, **extra)
         discriminator = loss.discriminator_loss(images, output.reconstructions, step=step)
         for optimizer, player in zip(optimizers, (generator, discriminator), strict=True):
@@ -129,7 +129,7 @@ def evaluate(model, loss, photos, out):
 def main():
     """Trains, or goes on training, then evaluates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--out", type=Path, default=Path("runs/tokenizer"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
