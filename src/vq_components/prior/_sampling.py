@@ -1,4 +1,4 @@
-"""What the samplers share: from features to tokens."""
+"""What the samplers share: reading sequences that grow, and choosing tokens."""
 
 import contextlib
 import math
@@ -139,7 +139,7 @@ def find_batch_size(
     for value in values:
         if not isinstance(value, Tensor):
             raise TypeError(f"Conditions take tensors as their values, but got {type(value).__name__}.")
-    batches = [batch for batch in (prompt, embeddings, *values) if isinstance(batch, Tensor) and batch.ndim > 0]
+    batches = [batch for batch in (prompt, embeddings, *values) if batch is not None and batch.ndim > 0]
     sizes = {len(batch) for batch in batches} | ({batch_size} if batch_size is not None else set())
     if not sizes and default is not None:
         return default
