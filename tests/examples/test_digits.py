@@ -1,33 +1,21 @@
 """The example of the digits: its split, its baseline, and a shortened run."""
 
-import importlib.util
 import math
 import re
 from pathlib import Path
 
-import matplotlib as mpl
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
-PATH = Path(__file__).parents[2] / "docs" / "examples" / "digits.py"
-
 
 @pytest.fixture(scope="module")
-def example():
-    """The example as a module. It draws without a display, on one thread: its tensors are tiny."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    mpl.use("agg")
-    spec = importlib.util.spec_from_file_location("example_digits", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    torch.set_num_threads(threads)
+def example(load_example, one_thread):
+    return load_example("digits")
 
 
-def test_is_short():
-    assert len(PATH.read_text(encoding="utf-8").splitlines()) <= 150
+def test_is_short(example):
+    assert len(Path(example.__file__).read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_split_divides_all_digits_and_is_always_the_same(example):

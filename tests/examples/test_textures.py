@@ -1,31 +1,19 @@
 """The example of the textures: its cutting of windows, and a shortened run."""
 
-import importlib.util
 from pathlib import Path
 
-import matplotlib as mpl
 import pytest
 import torch
 from matplotlib.image import imread
 
-PATH = Path(__file__).parents[2] / "docs" / "examples" / "textures.py"
-
 
 @pytest.fixture(scope="module")
-def example():
-    """The example as a module. It draws without a display, on one thread: its tensors are tiny."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    mpl.use("agg")
-    spec = importlib.util.spec_from_file_location("example_textures", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    torch.set_num_threads(threads)
+def example(load_example, one_thread):
+    return load_example("textures")
 
 
-def test_is_short():
-    assert len(PATH.read_text(encoding="utf-8").splitlines()) <= 150
+def test_is_short(example):
+    assert len(Path(example.__file__).read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_windows_are_parts_of_the_grids_that_they_are_said_to_be_from(example):

@@ -1,6 +1,5 @@
 """The example of the photographs: its length, what it writes and says, and that a stopped run ends like any other."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -8,17 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-PATH = Path(__file__).parents[2] / "docs" / "examples" / "tokenizer.py"
 STEPS = 10
 
 
 @pytest.fixture
-def example(monkeypatch):
+def example(load_example, monkeypatch):
     """The example's module, with tiny batches, frequent checkpoints, and no weights for LPIPS on the machine."""
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    spec = importlib.util.spec_from_file_location("tokenizer_example", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_example("tokenizer")
 
     def without_weights(net):
         raise OSError("There are no weights.\nThis is where they were looked for.")
@@ -47,8 +42,8 @@ def run(example, monkeypatch):
     return main
 
 
-def test_the_file_has_at_most_150_lines():
-    assert len(PATH.read_text(encoding="utf-8").splitlines()) <= 150
+def test_the_file_has_at_most_150_lines(example):
+    assert len(Path(example.__file__).read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_a_short_run_writes_its_pictures_and_says_what_it_lacks(run, tmp_path, capsys):

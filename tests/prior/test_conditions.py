@@ -91,20 +91,22 @@ def test_values_that_are_no_tensors_are_an_error(condition, value, kind):
     assert str(error.value) == f"{type(condition).__name__} takes a tensor as its value, but got {kind}."
 
 
-@pytest.mark.parametrize(("condition", "shape"), [(ClassLabel(5), (2,)), (SpatialTokens(5), (2, 4))])
+@pytest.mark.parametrize(
+    ("condition", "shape", "noun"), [(ClassLabel(5), (2,), "labels"), (SpatialTokens(5), (2, 4), "tokens")]
+)
 @pytest.mark.parametrize(("bad", "low", "high"), [(5, 0, 5), (-1, -1, 0)])
-def test_values_out_of_range_are_an_error(condition, shape, bad, low, high):
+def test_values_out_of_range_are_an_error(condition, shape, noun, bad, low, high):
     value = torch.zeros(shape, dtype=torch.int64)
     value.view(-1)[-1] = bad
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
         condition.encode(value, like=LIKE)
     assert str(error.value).startswith(
-        f"{type(condition).__name__} takes tokens in [0, 5), but got values from {low} to {high}."
+        f"{type(condition).__name__} takes {noun} in [0, 5), but got values from {low} to {high}."
     )
     with pytest.raises(TypeError) as error:
         condition.encode(value.float(), like=LIKE)
     assert str(error.value) == (
-        f"{type(condition).__name__} takes int64 or int32 tokens, but got torch.float32. Convert them with .long()."
+        f"{type(condition).__name__} takes int64 or int32 {noun}, but got torch.float32. Convert them with .long()."
     )
 
 

@@ -266,3 +266,18 @@ def test_guidance_that_is_not_finite_is_an_error(build_prior, guidance):
 def test_guidance_without_a_condition_is_an_error(build_prior):
     with pytest.raises(ValueError, match="guidance is toward conditions, but this prior has none that takes a value"):
         generate(build_prior(StartToken(), condition_dropout=0.1), max_new_tokens=1, batch_size=1, guidance=2.0)
+
+
+@samplers
+def test_logits_that_are_not_numbers_are_an_error(build_prior, sampler, steps):
+    """A diverged model's tokens would look like any others."""
+    prior = build_prior()
+    sampler(prior)
+    with torch.no_grad():
+        prior.gpt.ln_f.bias[0] = float("nan")
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
+        sampler(prior)
+    assert str(error.value) == (
+        "The model's logits are not numbers (NaN), so the tokens sampled from them mean nothing. "
+        "Look for NaN in its weights: training may have diverged."
+    )

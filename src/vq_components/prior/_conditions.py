@@ -94,7 +94,8 @@ class ClassLabel(Condition):
         labels = _value_of(self, value, like)
         if labels.shape != like.shape[:1]:
             raise ValueError(f"ClassLabel takes labels of shape ({len(like)},), but got {tuple(labels.shape)}.")
-        check_tokens(labels, self.num_classes, name="ClassLabel")
+        advice = "Number the classes from 0 on, or raise num_classes."
+        check_tokens(labels, self.num_classes, name="ClassLabel", noun="labels", advice=advice)
         return labels[:, None]
 
 

@@ -19,6 +19,7 @@ from ._sampling import (
     Progress,
     Reader,
     Sampling,
+    check_logits,
     draw_uniform,
     find_batch_size,
     sampling_mode,
@@ -47,7 +48,11 @@ def generate(
     """Goes on with sequences of tokens: the prompt and what follows, ``(B, T + max_new_tokens)``.
 
     The model is in eval mode meanwhile; keys and values are cached outside of it. One uniform number per sequence and
-    position is drawn at the beginning, and becomes a token by inverse CDF: batch and order do not matter.
+    position is drawn at the beginning, and becomes a token by inverse CDF: batch and order do not matter. A grid is
+    made of the sequence by ``tokens.view(B, h, w)``, or by :meth:`TokenOrder.undo`.
+
+    What is called of the transformer is :meth:`MinGPT.features` and its ``head``, not ``forward``: hooks on the
+    transformer as a whole do not run, and a subclass changes what is sampled by changing these.
 
     Args:
         model: a :class:`MinGPT`, or a :class:`ConditionalPrior`, whose image tokens are sampled.
@@ -67,21 +72,33 @@ def generate(
         progress: called with an iterable of the steps, returns it: ``tqdm.tqdm`` will do.
 
     Raises:
-        ValueError: if the sequence is longer than the model's ``block_size``, or an argument is not for this model.
+        ValueError: if the sequence is longer than the model's ``block_size``, an argument is not for this model, or its
+            logits become NaN.
         TypeError: if the model is of another class, or tokens are not integers.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, guidance, allowed_tokens)
-    return _generate(model, prompt, max_new_tokens, batch_size, conditions, embeddings, sampling, generator, progress)
+    return _generate(
+        model,
+        prompt,
+        sampling,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        conditions=conditions,
+        embeddings=embeddings,
+        generator=generator,
+        progress=progress,
+    )
 
 
 def _generate(
     model: MinGPT | ConditionalPrior,
     prompt: Tensor | None,
+    sampling: Sampling,
+    *,
     max_new_tokens: int,
     batch_size: int | None,
     conditions: Sequence[Tensor],
     embeddings: Tensor | None,
-    sampling: Sampling,
     generator: torch.Generator | None,
     progress: Progress | None,
 ) -> Tensor:
@@ -107,6 +124,8 @@ def _generate(
             logits = reader.logits(sequence[:, : known + step], embeddings)
             tokens = sampling.choose(logits[:, :vocab_size], uniform[:, step])
             sequence[:, known + step] = tokens.repeat(repeats)
+    if max_new_tokens > 0:
+        check_logits(logits)
     return sequence[:batch, prefix.shape[1] :].clone()
 
 

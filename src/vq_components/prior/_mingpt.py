@@ -241,18 +241,20 @@ def _mask_keys(state_dict: dict[str, Any], prefix: str) -> Iterator[str]:
     return (key for key in state_dict if key.startswith(prefix + "blocks.") and key.endswith(".attn.mask"))
 
 
-def check_tokens(tokens: Tensor, vocab_size: int, *, name: str) -> None:
+_TOKENS_ADVICE = "Positions that a mask left out (-1) have no token; a larger codebook needs a larger vocabulary."
+
+
+def check_tokens(
+    tokens: Tensor, vocab_size: int, *, name: str, noun: str = "tokens", advice: str = _TOKENS_ADVICE
+) -> None:
     """Raises unless ``tokens`` are integers and, where that can be seen without a wait, in ``[0, vocab_size)``."""
     if tokens.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name} takes int64 or int32 tokens, but got {tokens.dtype}. Convert them with .long().")
+        raise TypeError(f"{name} takes int64 or int32 {noun}, but got {tokens.dtype}. Convert them with .long().")
     if torch.compiler.is_compiling() or tokens.device.type != "cpu" or tokens.numel() == 0:
         return
     low, high = (int(bound) for bound in tokens.aminmax())
     if low < 0 or high >= vocab_size:
-        raise ValueError(
-            f"{name} takes tokens in [0, {vocab_size}), but got values from {low} to {high}. "
-            f"Positions that a mask left out (-1) have no token; a larger codebook needs a larger vocabulary."
-        )
+        raise ValueError(f"{name} takes {noun} in [0, {vocab_size}), but got values from {low} to {high}. {advice}")
 
 
 def _check_positive(**sizes: int) -> None:

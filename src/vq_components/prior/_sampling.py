@@ -151,6 +151,15 @@ def find_batch_size(
     return sizes.pop()
 
 
+def check_logits(logits: Tensor) -> None:
+    """Raises if a logit is not a number; to be asked once, at the end, as it waits for the device."""
+    if bool(logits.isnan().any()):
+        raise ValueError(
+            "The model's logits are not numbers (NaN), so the tokens sampled from them mean nothing. "
+            "Look for NaN in its weights: training may have diverged."
+        )
+
+
 def draw_uniform(*shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """Numbers in ``[0, 1)``, drawn where the generator is."""
     source = device if generator is None else generator.device

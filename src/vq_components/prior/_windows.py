@@ -21,6 +21,7 @@ from ._sampling import (
     Progress,
     Reader,
     Sampling,
+    check_logits,
     draw_uniform,
     find_batch_size,
     sampling_mode,
@@ -167,20 +168,31 @@ def generate_windows(
         progress: as in :func:`generate`.
 
     Raises:
-        ValueError: if window and conditions exceed ``block_size``, or ``n_unmasked`` the conditions.
+        ValueError: if window and conditions exceed ``block_size``, ``n_unmasked`` exceeds the conditions, or logits
+            become NaN.
         TypeError: if the model is of another class.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, guidance, allowed_tokens)
-    return _generate_windows(model, grid, window, batch_size, conditions, sampling, generator, progress)
+    return _generate_windows(
+        model,
+        sampling,
+        grid=grid,
+        window=window,
+        batch_size=batch_size,
+        conditions=conditions,
+        generator=generator,
+        progress=progress,
+    )
 
 
 def _generate_windows(
     model: ConditionalPrior,
+    sampling: Sampling,
+    *,
     grid: tuple[int, int],
     window: tuple[int, int],
     batch_size: int | None,
     conditions: Sequence[Tensor],
-    sampling: Sampling,
     generator: torch.Generator | None,
     progress: Progress | None,
 ) -> Tensor:
@@ -202,6 +214,7 @@ def _generate_windows(
         for positions in (progress or iter)(plan.steps()):
             for (row, column), logits in canvas.logits(positions):
                 tokens[:, row, column] = sampling.choose(logits[:, : prior.image_vocab], uniform[:, row, column])
+    check_logits(logits)
     return tokens
 
 
