@@ -26,9 +26,11 @@ class KeyValueCache:
         The length stays: it grows by :meth:`advance`, once all layers have stored theirs.
         """
         end = self.length + keys.shape[2]
+        filled = []
         for buffer, new in ((self.keys[layer], keys), (self.values[layer], values)):
-            buffer[:, :, self.length : end] = new
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+            filled.append(buffer.narrow(2, 0, end))
+            buffer.narrow(2, self.length, new.shape[2]).copy_(new)
+        return filled[0], filled[1]
 
     def advance(self, positions: int) -> None:
         """Counts the positions that all layers have stored."""

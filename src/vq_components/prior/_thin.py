@@ -27,7 +27,8 @@ class ThinTransformer:
     def __init__(self, gpt: MinGPT) -> None:
         self.gpt = gpt
         self.layers = [_Layer(cast(Block, block)) for block in gpt.blocks]
-        self.head = _Product([gpt.head])
+        self.norm = _Norm(gpt.ln_f)
+        self.head = _Product(gpt.head)
 
     @staticmethod
     def fits(gpt: MinGPT, rows: int) -> bool:
@@ -50,54 +51,58 @@ class ThinTransformer:
         for index, layer in enumerate(self.layers):
             x = layer(x, cache, index)
         cache.advance(1)
-        return self.head(self.gpt.ln_f(x))
+        return self.head(self.norm(x))
 
 
 class _Layer:
     """A block of the transformer for vectors ``(B, C)``, one of each sequence."""
 
     def __init__(self, block: Block) -> None:
-        self.ln1, self.ln2 = block.ln1, block.ln2
         attn = block.attn
         self.n_head = attn.n_head
-        self.qkv = _Product([attn.query, attn.key, attn.value])
-        self.proj = _Product([attn.proj])
-        self.expand, self.contract = _Product([block.mlp[0]]), _Product([block.mlp[2]])
+        self.norm1, self.norm2 = _Norm(block.ln1), _Norm(block.ln2)
+        self.query, self.key, self.value = _Product(attn.query), _Product(attn.key), _Product(attn.value)
+        self.proj = _Product(attn.proj)
+        self.expand, self.contract = _Product(cast(nn.Linear, block.mlp[0])), _Product(cast(nn.Linear, block.mlp[2]))
 
     def __call__(self, x: Tensor, cache: KeyValueCache, index: int) -> Tensor:
-        q, k, v = (
-            self.qkv(self.ln1(x)).view(len(x), 3, self.n_head, 1, x.shape[1] // self.n_head).unbind(1)
-        )  # (B, heads, 1, D)
-        k, v = cache.append(index, k, v)
-        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).reshape(x.shape))
-        return x + self.contract(F.gelu(self.expand(self.ln2(x))))
+        rows, width = x.shape
+        heads = (rows, self.n_head, 1, width // self.n_head)
+        h = self.norm1(x)
+        k, v = cache.append(index, self.key(h).view(heads), self.value(h).view(heads))
+        h = F.scaled_dot_product_attention(self.query(h).view(heads), k, v)
+        x = x + self.proj(h.view(rows, width))
+        return x + self.contract(F.gelu(self.expand(self.norm2(x))))
+
+
+class _Norm:
+    """A layer norm, without what a module's call costs."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self.settings = (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.layer_norm(x, *self.settings)
 
 
 class _Product:
-    """Linear layers side by side, ``(B, C) -> (B, out)``: ``x W^T + b`` in a batch of slices of ``W``."""
+    """A linear layer, ``(B, C) -> (B, out)``: ``x W^T + b`` in a batch of slices of ``W``."""
 
-    def __init__(self, layers: list[nn.Module]) -> None:
-        # A single weight stays a view of the layer's own.
-        weight: Tensor = _join([layer.weight for layer in layers])  # type: ignore[misc]
-        self.out, width = weight.shape
-        self.weight = weight.reshape(math.gcd(self.out, 8), -1, width)
-        biases = [weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
-        bias: Tensor = _join(biases)  # type: ignore[arg-type]
-        self.bias = bias.view(len(self.weight), -1, 1)
+    def __init__(self, layer: nn.Linear) -> None:
+        self.out, width = layer.weight.shape
+        self.slices = math.gcd(self.out, 16)
+        self.weight = layer.weight.view(self.slices, -1, width).mT
+        bias = layer.weight.new_zeros(self.out) if layer.bias is None else layer.bias
+        self.bias = bias.view(self.slices, 1, -1)
 
     def __call__(self, x: Tensor) -> Tensor:
-        slices, rows = len(self.weight), len(x)
-        if 1 < rows <= 4:  # else the other way round is faster
-            product = torch.baddbmm(self.bias, self.weight, x.T.expand(slices, -1, rows))  # (slices, out / slices, B)
-            return product.view(self.out, rows).T.contiguous()
-        product = torch.baddbmm(self.bias.mT, x.expand(slices, *x.shape), self.weight.mT)  # (slices, B, out / slices)
-        return product.transpose(0, 1).reshape(rows, self.out)
+        rows, width = x.shape
+        product = torch.baddbmm(self.bias, x.expand(self.slices, rows, width), self.weight)  # (slices, B, out / slices)
+        if rows > 1:
+            product = product.transpose(0, 1)
+        return product.reshape(rows, self.out)
 
 
 def _is_plain(module: nn.Module) -> bool:
     changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     return type(module) in _PLAIN and not changed
-
-
-def _join(tensors: list[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
