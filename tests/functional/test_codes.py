@@ -6,15 +6,19 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from vq_components import functional
-from vq_components.functional import _codes
+from vq_components.functional import _search
 
-# Scores of one tile, from as few as possible to all at once.
-TILES = pytest.mark.parametrize("tile", [1, 192, 4096, 2**19])
+# Bytes of a tile and its columns, from as few as possible to all at once.
+TILES = pytest.mark.parametrize("tile", [(1, 1), (1, 100), (768, 48), (2**14, 1), (2**20, 2**12)])
 
 
 @pytest.fixture
 def set_tile(monkeypatch):
-    return lambda tile: monkeypatch.setattr(_codes, "_TILE_ON_CPU", tile)
+    def set_tile(tile):
+        monkeypatch.setattr(_search, "_TILE_ON_CPU", tile[0])
+        monkeypatch.setattr(_search, "_MOST_COLUMNS", tile[1])
+
+    return set_tile
 
 
 def distances(z, codebook):
@@ -28,7 +32,9 @@ def brute_force(z, codebook):
 
 
 @TILES
-@pytest.mark.parametrize(("n", "k", "d"), [(0, 5, 3), (1, 1, 1), (7, 10, 3), (130, 33, 8), (65, 200, 16)])
+@pytest.mark.parametrize(
+    ("n", "k", "d"), [(0, 5, 3), (1, 1, 1), (7, 10, 3), (130, 33, 8), (65, 200, 16), (40, 2100, 5)]
+)
 def test_nearest_code_equals_brute_force(set_tile, tile, n, k, d):
     set_tile(tile)
     z, codebook = torch.randn(n, d), torch.randn(k, d)
@@ -125,19 +131,19 @@ def matmul_settings():
 @pytest.mark.parametrize("fails", [False, True])
 def test_reduced_matmul_precision_does_not_apply_and_is_restored(monkeypatch, fails):
     seen = []
-    addmm = torch.addmm
+    bmm = torch.bmm
 
     def spy(*args, **kwargs):
         seen.extend(matmul_settings())
         if fails:
             raise RuntimeError("out of memory")
-        return addmm(*args, **kwargs)
+        return bmm(*args, **kwargs)
 
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     chosen = matmul_settings()
     try:
-        monkeypatch.setattr(torch, "addmm", spy)
+        monkeypatch.setattr(torch, "bmm", spy)
         if fails:
             with pytest.raises(RuntimeError, match=r"^out of memory$"):
                 functional.nearest_code(torch.randn(3, 2), torch.randn(4, 2))

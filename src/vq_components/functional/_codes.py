@@ -1,16 +1,9 @@
 """Nearest-entry search, and how evenly a codebook is used."""
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-# Entries of one tile of scores: 1-2 MiB stays in a CPU's cache, an accelerator wants large launches.
-_TILE_ON_CPU = 2**19
-_TILE_ELSEWHERE = 2**25
+from ._search import search
 
 
 def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
@@ -50,38 +43,6 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     return indices
 
 
-def search(z: Tensor, codebook: Tensor) -> Tensor:
-    """:func:`nearest_code` on checked float32 or float64 tensors, for use inside an operator."""
-    bias = codebook.square().sum(dim=1).mul_(-0.5)  # (K,)
-    # An entry that is not finite is never the nearest; inf - inf would make it the first choice.
-    finite = bias.isfinite()
-    bias = torch.where(finite, bias, -torch.inf)
-    codebook = torch.where(finite[:, None], codebook, 0)
-    # Matrix products round differently in the last, incomplete block of columns: equal entries would not tie.
-    entries = len(bias)
-    missing = -entries % 16
-    if missing:
-        codebook, bias = F.pad(codebook, (0, 0, 0, missing)), F.pad(bias, (0, missing), value=-torch.inf)
-    size = len(bias)
-    tile = _TILE_ON_CPU if z.device.type == "cpu" else _TILE_ELSEWHERE
-    columns = min(size, max(tile // 64, 1))
-    rows = max(tile // columns, 1)
-    indices = torch.empty(z.shape[0], dtype=torch.int64, device=z.device)
-    with _exact_products(z.device.type):
-        for top in range(0, z.shape[0], rows):
-            part = z[top : top + rows]
-            best, index = torch.addmm(bias[:columns], part, codebook[:columns].T).max(dim=1)
-            for left in range(columns, size, columns):
-                right = left + columns
-                score, column = torch.addmm(bias[left:right], part, codebook[left:right].T).max(dim=1)
-                # As in max() itself: the first of equal scores wins, and NaN counts as the largest value.
-                better = (score > best) | (score.isnan() & ~best.isnan())
-                best = torch.where(better, score, best)
-                index = torch.where(better, column + left, index)
-            indices[top : top + rows] = index
-    return indices.clamp_(max=entries - 1)  # a vector that is not finite may have chosen an entry of the padding
-
-
 # An operator of its own: torch.compile and torch.export see one node instead of an unrolled loop over tiles.
 @torch.library.custom_op("vq_components::nearest_code", mutates_args=())
 def _search_operator(z: Tensor, codebook: Tensor) -> Tensor:
@@ -91,29 +52,6 @@ def _search_operator(z: Tensor, codebook: Tensor) -> Tensor:
 @_search_operator.register_fake
 def _(z: Tensor, codebook: Tensor) -> Tensor:
     return z.new_empty(z.shape[0], dtype=torch.int64)
-
-
-@contextlib.contextmanager
-def _exact_products(device_type: str) -> Iterator[None]:
-    """Full float32 matrix products, whatever autocast and the settings for reduced precision say."""
-    backends = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
-    switches: list[Any] = [matmul for matmul in backends if hasattr(matmul, "fp32_precision")]
-    if switches:
-        saved = [switch.fp32_precision for switch in switches]
-    else:  # torch before 2.9 has one switch for all backends
-        legacy = torch.get_float32_matmul_precision()
-    try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-        if not switches:
-            torch.set_float32_matmul_precision("highest")
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        for switch, value in zip(switches, saved if switches else [], strict=True):
-            switch.fp32_precision = value
-        if not switches:
-            torch.set_float32_matmul_precision(legacy)
 
 
 def count_codes(indices: Tensor, codebook_size: int) -> Tensor:

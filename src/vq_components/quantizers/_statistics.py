@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _distributed
-from ..functional._codes import search
+from ..functional._search import search
 
 
 class CodebookState(NamedTuple):

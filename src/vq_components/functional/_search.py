@@ -1,0 +1,100 @@
+"""Search for the nearest entry: products in tiles, and the best of each tile without a second pass over it."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Bytes of a thread's tile of scores: 1 MiB stays in a CPU core's cache; an accelerator wants large launches.
+_TILE_ON_CPU = 2**20
+_TILE_ELSEWHERE = 2**27
+_MOST_COLUMNS = 2**12
+
+
+def search(z: Tensor, codebook: Tensor) -> Tensor:
+    """:func:`nearest_code` on checked float32 or float64 tensors, for use inside an operator."""
+    entries = len(codebook)
+    group = min(32, 1 << (max(entries // 32, 1).bit_length() - 1))
+    # Products round differently in the last, incomplete block of columns: equal entries would not tie.
+    unit = 16 * group
+    columns = -(-entries // (-(-entries // _MOST_COLUMNS) * unit)) * unit
+    best = index = z.new_empty(0)
+    with _exact_products(z.device.type):
+        for left in range(0, entries, columns):
+            score, column = _best_of_tile(z, _to_tile(codebook[left : left + columns], columns, group), group)
+            if left == 0:
+                best, index = score, column
+            else:
+                # As in max() itself: the first of equal scores wins, and NaN counts as the largest value.
+                better = (score > best) | (score.isnan() & ~best.isnan())
+                best = torch.where(better, score, best)
+                index = torch.where(better, column + left, index)
+    return index.clamp_(max=entries - 1)  # a vector that is not finite may have chosen an entry of the padding
+
+
+def _to_tile(entries: Tensor, columns: int, group: int) -> Tensor:
+    """Entries with ``-|e|^2 / 2`` behind each, padded, as ``(D + 1, columns)`` in an order for :func:`_best_of_tile`.
+
+    The scores are ``group`` rows of ``columns / group``, where row ``r`` has entry ``r`` of each group of neighbors. So
+    the maximum over the rows is that of each group, and the first maximum of all is in the first group that has it.
+    """
+    bias = entries.square().sum(dim=1).mul_(-0.5)
+    # An entry that is not finite is never the nearest; inf - inf would make it the first choice.
+    finite = bias.isfinite()
+    tile = entries.new_zeros(columns, entries.shape[1] + 1)
+    tile[:, -1] = -torch.inf
+    tile[: len(entries), :-1] = torch.where(finite[:, None], entries, 0)
+    tile[: len(entries), -1] = torch.where(finite, bias, -torch.inf)
+    return tile.view(columns // group, group, -1).permute(2, 1, 0).reshape(-1, columns)
+
+
+def _best_of_tile(z: Tensor, tile: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """The highest score of each vector among the entries of a tile, and the number of its entry: the first, if many."""
+    number, (width, columns) = len(z), tile.shape
+    on_cpu = z.device.type == "cpu"
+    # Each thread makes and reads scores of its own: between two cores they would travel at the speed of memory.
+    threads = torch.get_num_threads() if on_cpu else 1
+    most = threads * max((_TILE_ON_CPU if on_cpu else _TILE_ELSEWHERE) // (columns * z.element_size()), 1)
+    rows = max(-(-number // (max(-(-number // most), 1) * threads)), 1)  # of a thread, as equal as can be
+    count = threads * rows
+    part = z.new_ones(count, width)  # with a 1 behind each vector, the scores are a product alone
+    scores = z.new_empty(threads, rows, columns)
+    grouped = scores.view(count, group, columns // group)
+    maxima = z.new_empty(count, columns // group)
+    row = torch.arange(count, device=z.device)
+    chosen, index = row.new_empty(count), row.new_empty(-(-number // count) * count)
+    best = z.new_empty(len(index))
+    for top in range(0, number, count):
+        bottom = top + count
+        new = z[top:bottom]
+        part[: len(new), :-1] = new
+        torch.bmm(part.view(threads, rows, width), tile.expand(threads, width, columns), out=scores)
+        torch.amax(grouped, dim=1, out=maxima)
+        torch.max(maxima, dim=1, out=(best[top:bottom], chosen))
+        torch.add(grouped[row, :, chosen].argmax(dim=1), chosen, alpha=group, out=index[top:bottom])
+    return best[:number], index[:number]
+
+
+@contextlib.contextmanager
+def _exact_products(device_type: str) -> Iterator[None]:
+    """Full float32 matrix products, whatever autocast and the settings for reduced precision say."""
+    backends = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
+    switches: list[Any] = [matmul for matmul in backends if hasattr(matmul, "fp32_precision")]
+    if switches:
+        saved = [switch.fp32_precision for switch in switches]
+    else:  # torch before 2.9 has one switch for all backends
+        legacy = torch.get_float32_matmul_precision()
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        if not switches:
+            torch.set_float32_matmul_precision("highest")
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for switch, value in zip(switches, saved if switches else [], strict=True):
+            switch.fp32_precision = value
+        if not switches:
+            torch.set_float32_matmul_precision(legacy)
