@@ -1,8 +1,8 @@
 """Images larger than any that a prior was trained on: textures, and a photograph from its low-resolution version.
 
-    python docs/examples/textures.py [--steps 400] [--size 256] [--out runs/textures]
+    python docs/examples/textures.py [--steps 900] [--size 256] [--out runs/textures]
 
-textures.png: three textures above what is generated; photo.png: low resolution, what is generated from it, truth.
+textures.png: two textures above what is generated; photo.png: low resolution, what is generated from it, truth.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 import vq_components as vq
 
-TEXTURES, CODEBOOK_SIZE = ("brick", "grass", "gravel"), 128
-PIXELS, WINDOW = 4, 12  # a token stands for PIXELS x PIXELS pixels; a prior sees WINDOW x WINDOW tokens
+TEXTURES, CODEBOOK_SIZE = ("brick", "hubble_deep_field"), 128
+PIXELS, WINDOW = 4, 8  # a token stands for PIXELS x PIXELS pixels; a prior sees WINDOW x WINDOW tokens
 
 
 def load(name):
-    """A picture that is inside the scikit-image package, as (C, H, W) in [-1, 1]."""
-    return torch.tensor(getattr(skimage.data, name)()).view(512, 512, -1).permute(2, 0, 1) / 127.5 - 1
+    """A picture that is inside the scikit-image package, as (C, 512, 512) in [-1, 1]."""
+    return torch.tensor(getattr(skimage.data, name)()[:512, :512]).view(512, 512, -1).permute(2, 0, 1) / 127.5 - 1
 
 
 def random_windows(grids, number, size=WINDOW):
@@ -56,25 +56,24 @@ def train_tokenizer(images, steps, width=64):
         reconstructions, _, quantizer_loss, _ = model(crops)
         return nn.functional.mse_loss(reconstructions, crops) + quantizer_loss
 
-    optimize(model.parameters(), loss_of_crops, steps=steps, title="tokenizer")
+    optimize(model.parameters(), loss_of_crops, steps=1 + steps // 3, title="tokenizer")
     return model.eval()
 
 
 def shifted_grids(model, images):
-    """Tokens (4 N, h, w) of images (N, C, H, W) and of the same shifted by half a token, those of an image together."""
+    """Tokens (16 N, h, w) of images (N, C, H, W) at all shifts by less than a token, those of an image together."""
     # Windows are cut from these, not from the pixels: the borders of a crop would show in its tokens.
-    grids = [model.encode(images[..., y : y - PIXELS, x : x - PIXELS]) for y in (0, 2) for x in (0, 2)]
+    grids = [model.encode(images[..., y : y - PIXELS, x : x - PIXELS]) for y in range(PIXELS) for x in range(PIXELS)]
     return torch.stack(grids, dim=1).flatten(0, 1)
 
 
 def train_prior(condition, draw, grids, tokenizer, steps):
     """A prior of what ``draw`` returns, tokens and conditions, of the first of two grids; the second is held out."""
     vocab_size = vq.ConditionalPrior.vocab_size(image_vocab=CODEBOOK_SIZE, conditions=(condition,))
-    gpt = vq.MinGPT(vocab_size, 2 * WINDOW**2, n_layer=4, n_head=4, n_embd=128)
+    gpt = vq.MinGPT(vocab_size, 2 * WINDOW**2, n_layer=4, n_head=4, n_embd=128, embd_pdrop=0.1, resid_pdrop=0.1)
     gpt.start_embedding_(tokenizer.quantize.codebook)
-    # With pkeep it learns to go on after its own mistakes, which else pile up over a large image.
-    prior = vq.ConditionalPrior(gpt, image_vocab=CODEBOOK_SIZE, conditions=(condition,), pkeep=0.9)
-    optimize(gpt.parameter_groups(0.1), lambda: prior(*draw(grids[0], 12)).loss, steps=steps, title="prior")
+    prior = vq.ConditionalPrior(gpt, image_vocab=CODEBOOK_SIZE, conditions=(condition,), pkeep=0.9)  # to mend errors
+    optimize(gpt.parameter_groups(0.1), lambda: prior(*draw(grids[0], 32)).loss, steps=steps, title="prior")
     tokens, values = draw(grids[1], 200)
     counts = 1 + torch.bincount(draw(grids[0], 2000)[0].flatten(), minlength=CODEBOOK_SIZE)
     unigram = (counts.sum() / counts).log2()[tokens].mean()
@@ -84,9 +83,9 @@ def train_prior(condition, draw, grids, tokenizer, steps):
 
 
 @torch.no_grad()
-def sample(prior, tokenizer, grid, value):
+def sample(prior, tokenizer, grid, value, top_p):
     """Images of a grid of tokens; prints the mean jump at multiples of the window over that at all tokens' borders."""
-    settings = {"batch_size": len(value), "conditions": (value,), "top_p": 0.95, "progress": tqdm}
+    settings = {"batch_size": len(value), "conditions": (value,), "top_p": top_p, "progress": tqdm}
     images = tokenizer.decode(vq.generate_windows(prior, grid=grid, window=(WINDOW, WINDOW), **settings)).clamp(-1, 1)
     for dim in (2, 3):
         jumps = images.diff(dim=dim).abs().movedim(dim, 0).flatten(1).mean(dim=1)[PIXELS - 1 :: PIXELS]
@@ -101,18 +100,19 @@ def save_picture(path, *rows):
 
 
 def make_textures(steps, size, out):
-    """One prior for three textures, by their number; the lower quarter of each is never trained on."""
-    images = torch.stack([load(name) for name in TEXTURES])
-    tokenizer = train_tokenizer(images[:, :, :384], steps)
-    grids = [shifted_grids(tokenizer, part) for part in images.split(384, dim=2)]
+    """One prior for gray textures at half their resolution, by number; the lower quarters are held out."""
+    images = nn.functional.avg_pool2d(torch.stack([load(name).mean(dim=0, keepdim=True) for name in TEXTURES]), 2)
+    parts = [torch.cat([part, part.flip(2), part.flip(3), part.flip(2, 3)]) for part in images.split(192, dim=2)]
+    tokenizer = train_tokenizer(parts[0], steps)
+    grids = [shifted_grids(tokenizer, part) for part in parts]
 
     def draw(grids, number):
         tokens, chosen = random_windows(grids, number)
-        return tokens, (chosen // 4,)  # each texture has four grids
+        return tokens, (chosen // PIXELS**2 % len(TEXTURES),)  # a grid for each shift of each image
 
     prior = train_prior(vq.ClassLabel(len(TEXTURES)), draw, grids, tokenizer, steps)
-    grid = (size // PIXELS, size // PIXELS)
-    save_picture(out / "textures.png", images[:, :, :size, :size], sample(prior, tokenizer, grid, torch.arange(3)))
+    generated = sample(prior, tokenizer, (size // PIXELS, size // PIXELS), torch.arange(len(TEXTURES)), 0.99)
+    save_picture(out / "textures.png", nn.functional.pad(images, (0, size - 256, 0, size - 256)), generated)
 
 
 def make_photo(steps, size, out):
@@ -130,13 +130,13 @@ def make_photo(steps, size, out):
     prior = train_prior(vq.SpatialTokens(CODEBOOK_SIZE), draw, pairs, tokenizers[0], steps)
     truth, given = (picture[:, :, :size] for picture in right)
     value = tokenizers[1].encode(given)
-    save_picture(out / "photo.png", [given[0], sample(prior, tokenizers[0], value.shape[1:], value)[0], truth[0]])
+    save_picture(out / "photo.png", [given[0], sample(prior, tokenizers[0], value.shape[1:], value, 0.95)[0], truth[0]])
 
 
 def main():
     """Trains tokenizers and priors, and generates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="of each of the five trainings")
+    parser.add_argument("--steps", type=int, default=900, help="of each prior; a tokenizer takes a third")
     parser.add_argument("--size", type=int, default=256, help="height of what is generated, in pixels")
     parser.add_argument("--out", type=Path, default=Path("runs/textures"))
     arguments = parser.parse_args()

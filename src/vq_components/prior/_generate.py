@@ -49,10 +49,8 @@ def generate(
 
     The model is in eval mode meanwhile; keys and values are cached outside of it. One uniform number per sequence and
     position is drawn at the beginning, and becomes a token by inverse CDF: batch and order do not matter. A grid is
-    made of the sequence by ``tokens.view(B, h, w)``, or by :meth:`TokenOrder.undo`.
-
-    What is called of the transformer is :meth:`MinGPT.features` and its ``head``, not ``forward``: hooks on the
-    transformer as a whole do not run, and a subclass changes what is sampled by changing these.
+    made of the sequence by ``tokens.view(B, h, w)``, or by :meth:`TokenOrder.undo`. Of the transformer, ``features``
+    and ``head`` are called, not ``forward``, nor hooks on it as a whole.
 
     Args:
         model: a :class:`MinGPT`, or a :class:`ConditionalPrior`, whose image tokens are sampled.
@@ -72,21 +70,12 @@ def generate(
         progress: called with an iterable of the steps, returns it: ``tqdm.tqdm`` will do.
 
     Raises:
-        ValueError: if the sequence is longer than the model's ``block_size``, an argument is not for this model, or its
-            logits become NaN.
+        ValueError: if the sequence exceeds ``block_size``, an argument is not for this model, or its logits are NaN.
         TypeError: if the model is of another class, or tokens are not integers.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, guidance, allowed_tokens)
     return _generate(
-        model,
-        prompt,
-        sampling,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        conditions=conditions,
-        embeddings=embeddings,
-        generator=generator,
-        progress=progress,
+        model, prompt, sampling, max_new_tokens, conditions, embeddings, generator, progress, batch_size=batch_size
     )
 
 
@@ -94,13 +83,13 @@ def _generate(
     model: MinGPT | ConditionalPrior,
     prompt: Tensor | None,
     sampling: Sampling,
-    *,
     max_new_tokens: int,
-    batch_size: int | None,
     conditions: Sequence[Tensor],
     embeddings: Tensor | None,
     generator: torch.Generator | None,
     progress: Progress | None,
+    *,
+    batch_size: int | None,
 ) -> Tensor:
     prior, gpt = unpack_model(model)
     batch = find_batch_size(batch_size, prompt, embeddings, conditions)

@@ -174,27 +174,20 @@ def generate_windows(
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, guidance, allowed_tokens)
     return _generate_windows(
-        model,
-        sampling,
-        grid=grid,
-        window=window,
-        batch_size=batch_size,
-        conditions=conditions,
-        generator=generator,
-        progress=progress,
+        model, sampling, conditions, generator, progress, grid=grid, window=window, batch_size=batch_size
     )
 
 
 def _generate_windows(
     model: ConditionalPrior,
     sampling: Sampling,
+    conditions: Sequence[Tensor],
+    generator: torch.Generator | None,
+    progress: Progress | None,
     *,
     grid: tuple[int, int],
     window: tuple[int, int],
     batch_size: int | None,
-    conditions: Sequence[Tensor],
-    generator: torch.Generator | None,
-    progress: Progress | None,
 ) -> Tensor:
     prior, gpt = unpack_model(model)
     if prior is None:
