@@ -67,7 +67,7 @@ def search(z: Tensor, codebook: Tensor) -> Tensor:
     columns = min(size, max(tile // 64, 1))
     rows = max(tile // columns, 1)
     indices = torch.empty(z.shape[0], dtype=torch.int64, device=z.device)
-    with _exact_products(z.device.type):
+    with exact_products(z.device.type):
         for top in range(0, z.shape[0], rows):
             part = z[top : top + rows]
             best, index = torch.addmm(bias[:columns], part, codebook[:columns].T).max(dim=1)
@@ -94,7 +94,7 @@ def _(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _exact_products(device_type: str) -> Iterator[None]:
+def exact_products(device_type: str) -> Iterator[None]:
     """Full float32 matrix products, whatever autocast and the settings for reduced precision say."""
     backends = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
     switches: list[Any] = [matmul for matmul in backends if hasattr(matmul, "fp32_precision")]
