@@ -33,6 +33,11 @@ def all_reduce_min_(tensor: Tensor) -> None:
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds only a part of ``tensor``, or can be asked to."""
+    return hasattr(tensor, "device_mesh")  # a DTensor, whose import takes long
+
+
 def device() -> torch.device:
     """Where a tensor must be for this process to send it, if nothing else says so."""
     if _is_running() and dist.get_backend() == "nccl":

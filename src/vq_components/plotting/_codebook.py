@@ -70,18 +70,8 @@ def plot_codebook(
         ['latents', 'entries']
     """
     own = codebook if latents is None else latents
-    if codebook.ndim != 2 or own.ndim != 2 or own.shape[1] != codebook.shape[1] or 0 in (len(own), len(codebook)):
-        raise ValueError(
-            f"plot_codebook draws entries (K, D) and latents (N, D), but got shapes {tuple(codebook.shape)} and "
-            f"{tuple(own.shape)}. Flatten latents to vectors."
-        )
-    if counts is not None and counts.shape != codebook.shape[:1]:
-        raise ValueError(
-            f"plot_codebook takes one count for each of {len(codebook)} entries, but got shape {tuple(counts.shape)}."
-        )
+    _check_vectors(codebook, own, counts)
     codebook, own = codebook.detach().cpu().float(), own.detach().cpu().float()
-    if not (codebook.isfinite().all() and own.isfinite().all()):
-        raise ValueError("plot_codebook draws finite vectors, but got NaN or infinite values. Leave them out.")
     figure, ax = axes_or_new(ax)
     plane, mean = _principal_plane(own), own.mean(dim=0)
     if latents is not None:
@@ -97,6 +87,20 @@ def plot_codebook(
     ax.set(xlabel="first principal component", ylabel="second", aspect="equal", adjustable="datalim")
     ax.legend()
     return figure, ax
+
+
+def _check_vectors(codebook: Tensor, own: Tensor, counts: Tensor | None) -> None:
+    if codebook.ndim != 2 or own.ndim != 2 or own.shape[1] != codebook.shape[1] or 0 in (len(own), len(codebook)):
+        raise ValueError(
+            f"plot_codebook draws entries (K, D) and latents (N, D), but got shapes {tuple(codebook.shape)} and "
+            f"{tuple(own.shape)}. Flatten latents to vectors."
+        )
+    if counts is not None and counts.shape != codebook.shape[:1]:
+        raise ValueError(
+            f"plot_codebook takes one count for each of {len(codebook)} entries, but got shape {tuple(counts.shape)}."
+        )
+    if not (codebook.isfinite().all() and own.isfinite().all()):
+        raise ValueError("plot_codebook draws finite vectors, but got NaN or infinite values. Leave them out.")
 
 
 def _principal_plane(vectors: Tensor) -> Tensor:
