@@ -166,7 +166,7 @@ def test_the_start_of_the_original_is_recognized():
     [
         (
             lambda codebook, z: (codebook, torch.cat([z, torch.full((3, 4), math.inf)])),
-            "3 vectors are NaN or infinite and were left out: look for an overflow in the encoder, "
+            "vectors that are NaN or infinite, and were left out: 3. Look for an overflow in the encoder, "
             "or lower its learning rate.",
         ),
         (
@@ -220,7 +220,7 @@ def test_broken_entries_are_counted():
     with torch.no_grad():
         quantizer.codebook[5] = math.nan
     assert quantizer.health(z).reasons == (
-        "1 entries are NaN or infinite and can never be chosen: load an earlier checkpoint.",
+        "entries that are NaN or infinite, and can never be chosen: 1. Load an earlier checkpoint.",
     )
 
 

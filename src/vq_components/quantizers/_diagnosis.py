@@ -38,11 +38,11 @@ def find_reasons(found: Findings) -> Iterator[str]:
     """One sentence for each thing that is wrong: what is the case, and what to do."""
     if found.not_finite:
         yield (
-            f"{found.not_finite} vectors are NaN or infinite and were left out: look for an overflow in the encoder, "
-            f"or lower its learning rate."
+            f"vectors that are NaN or infinite, and were left out: {found.not_finite}. Look for an overflow in the "
+            f"encoder, or lower its learning rate."
         )
     if found.broken:
-        yield f"{found.broken} entries are NaN or infinite and can never be chosen: load an earlier checkpoint."
+        yield f"entries that are NaN or infinite, and can never be chosen: {found.broken}. Load an earlier checkpoint."
     if not found.counts.any():
         yield "there is no live vector in the window: pass latents, or look at the mask."
     elif found.waiting:
