@@ -52,7 +52,7 @@ def vgg16_weights() -> Path:
 def run_processes(tmp_path_factory):
     """``run_processes(file, world, *args)`` runs ``python file RANK WORLD FOLDER *args`` in so many processes.
 
-    Returns what each of them saved as ``FOLDER/RANK.pt``. None of them outlives the test, nor waits for more than 90 s.
+    Returns what each of them saved as ``FOLDER/RANK.pt``. None outlives the test, nor waits for more than 180 s.
     """
 
     def run(file, world, *args):
@@ -66,7 +66,7 @@ def run_processes(tmp_path_factory):
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         processes = [subprocess.Popen(command, env=environment, text=True, **streams) for command in commands]
         try:
-            outputs = [process.communicate(timeout=90)[0] for process in processes]
+            outputs = [process.communicate(timeout=180)[0] for process in processes]
         finally:
             for process in processes:
                 process.kill()

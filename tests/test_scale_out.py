@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import nn
 
 from vq_components import DeadCodeRevival, Decoder, EMAVectorQuantizer, Encoder, VectorQuantizer, VQModel
-from vq_components.metrics import CodebookUsage
 
 try:
     from torch.distributed.fsdp import fully_shard
@@ -51,6 +50,8 @@ def mine(parts, rank):
 
 def run_statistics(kind, rank):
     """States of a bare quantizer after each update, its health at the end, and the usage metric."""
+    from vq_components.metrics import CodebookUsage  # slow to import, and not every process needs it
+
     quantizer, metric = build(kind), CodebookUsage(SIZE)
     log = {}
     for step, (zs, masks) in enumerate(batches()):
@@ -135,7 +136,7 @@ def refuse_sharded(*, lazy):
 
 def main(rank, world, folder, part):
     torch.set_num_threads(1)
-    settings = {"rank": rank, "world_size": world, "timeout": datetime.timedelta(seconds=60)}
+    settings = {"rank": rank, "world_size": world, "timeout": datetime.timedelta(seconds=120)}
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), world), **settings)
     if part == "uneven":
         runs = {"statistics": run_statistics, "training": run_training}
