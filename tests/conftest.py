@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +46,35 @@ def vgg16_weights() -> Path:
     if not path.is_file():
         pytest.skip("VGG16 weights are not on this machine: set VQ_COMPONENTS_VGG16 to a local file to run this test")
     return path
+
+
+@pytest.fixture(scope="session")
+def run_processes(tmp_path_factory):
+    """``run_processes(file, world, *args)`` runs ``python file RANK WORLD FOLDER *args`` in so many processes.
+
+    Returns what each of them saved as ``FOLDER/RANK.pt``. None outlives the test, nor waits for more than 180 s.
+    """
+
+    def run(file, world, *args):
+        if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+            pytest.skip("this build of torch has no gloo")
+        folder = tmp_path_factory.mktemp("processes")
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        if sys.platform == "linux":
+            environment["GLOO_SOCKET_IFNAME"] = "lo"
+        commands = [[sys.executable, file, str(rank), str(world), str(folder), *args] for rank in range(world)]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        processes = [subprocess.Popen(command, env=environment, text=True, **streams) for command in commands]
+        try:
+            outputs = [process.communicate(timeout=180)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        for process, output in zip(processes, outputs, strict=True):
+            assert process.returncode == 0, output
+        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,9 @@ MAY_IMPORT = {
     "_model": {"functional", "networks", "quantizers"},
     "functional": set(),
     "losses": {"_distributed", "functional", "networks"},
+    "metrics": {"functional", "plotting"},
     "networks": {"_distributed", "functional"},
+    "plotting": set(),
     "prior": {"functional"},
     "quantizers": {"_distributed", "functional"},
 }

@@ -1,11 +1,9 @@
 """Two processes train as one process with the joined batch.
 
-This file is also the program that each of the processes runs: ``python test_distributed.py RANK FOLDER``.
+This file is also the program that each of the processes runs: ``python test_distributed.py RANK WORLD FOLDER``.
 """
 
 import contextlib
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -130,30 +128,9 @@ def main(rank, folder):
 
 
 @pytest.fixture(scope="module")
-def of_two(tmp_path_factory):
+def of_two(run_processes):
     """Results of both processes."""
-    if not (dist.is_available() and dist.is_gloo_available()):
-        pytest.skip("this build of torch has no gloo")
-    folder = tmp_path_factory.mktemp("processes")
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else os.environ
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(WORLD)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return run_processes(__file__, WORLD)
 
 
 @pytest.fixture(scope="module")
@@ -214,4 +191,4 @@ def test_one_process_is_left_alone():
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[3]))

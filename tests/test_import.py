@@ -32,7 +32,9 @@ def test_all_lists_every_public_name_once():
     assert set(vq_components.__all__) - {"__version__", "functional"} == public_names(vq_components)
 
 
-@pytest.mark.parametrize("module", ["vq_components", "vq_components.functional"])
+@pytest.mark.parametrize(
+    "module", ["vq_components", *(f"vq_components.{room}" for room in ("functional", "metrics", "plotting"))]
+)
 def test_every_public_name_is_documented(module):
     room = importlib.import_module(module)
     docs = {name: getattr(room, name).__doc__ for name in public_names(room)}

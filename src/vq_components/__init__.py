@@ -24,6 +24,7 @@ from .prior import TokenOrder as TokenOrder
 from .prior import generate as generate
 from .prior import generate_windows as generate_windows
 from .quantizers import AbstractQuantizer as AbstractQuantizer
+from .quantizers import CodebookHealth as CodebookHealth
 from .quantizers import DeadCodeRevival as DeadCodeRevival
 from .quantizers import EMAVectorQuantizer as EMAVectorQuantizer
 from .quantizers import QuantizerOutput as QuantizerOutput
@@ -33,6 +34,7 @@ __all__ = [
     "AbstractQuantizer",
     "ActNorm",
     "ClassLabel",
+    "CodebookHealth",
     "Condition",
     "ConditionalPrior",
     "Coordinates",

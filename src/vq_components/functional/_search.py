@@ -21,7 +21,7 @@ def search(z: Tensor, codebook: Tensor) -> Tensor:
     unit = 16 * group
     columns = -(-entries // (-(-entries // _MOST_COLUMNS) * unit)) * unit
     best = index = z.new_empty(0)
-    with _exact_products(z.device.type):
+    with exact_products(z.device.type):
         for left in range(0, entries, columns):
             score, column = _best_of_tile(z, _to_tile(codebook[left : left + columns], columns, group), group)
             if left == 0:
@@ -78,7 +78,7 @@ def _best_of_tile(z: Tensor, tile: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 @contextlib.contextmanager
-def _exact_products(device_type: str) -> Iterator[None]:
+def exact_products(device_type: str) -> Iterator[None]:
     """Full float32 matrix products, whatever autocast and the settings for reduced precision say."""
     backends = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
     switches: list[Any] = [matmul for matmul in backends if hasattr(matmul, "fp32_precision")]

@@ -2,6 +2,7 @@
 
 from ._base import AbstractQuantizer as AbstractQuantizer
 from ._base import QuantizerOutput as QuantizerOutput
+from ._health import CodebookHealth as CodebookHealth
 from ._revival import DeadCodeRevival as DeadCodeRevival
 from ._vector import EMAVectorQuantizer as EMAVectorQuantizer
 from ._vector import VectorQuantizer as VectorQuantizer

@@ -1,13 +1,16 @@
 """What all quantizers share: layout, dtype and checks, once at the door."""
 
+import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..functional._codes import check_indices
+from ._health import CodebookHealth, codebook_health
 from ._schedule import Schedule, UpdateHandle
 
 
@@ -141,6 +144,40 @@ class AbstractQuantizer(nn.Module, ABC):
         vectors = torch.where(live[:, None], vectors, 0)
         channel_dim = self.channel_dim if self.channel_dim >= 0 else len(space) + 1 + self.channel_dim
         return vectors.view(*space, self.dim_out).movedim(-1, channel_dim).contiguous()
+
+    def health(
+        self, latents: Tensor | Iterable[Tensor], mask: Tensor | Iterable[Tensor] | None = None
+    ) -> CodebookHealth:
+        """Says how the codebook does on a window of latents, and in plain language what is wrong with it.
+
+        It looks the latents up as in eval mode: nothing is counted and nothing changes, in any mode. The numbers are
+        those of all processes together, so that every process must call it, each with its own latents.
+
+        Args:
+            latents: a batch as :meth:`forward` takes it, or an iterable of batches: the window. It should have several
+                vectors for each entry.
+            mask: of the batch as in :meth:`forward`, or an iterable with one for each batch.
+
+        Returns:
+            A :class:`CodebookHealth`: usage, perplexity, dead and duplicate entries, norms, and the reasons.
+
+        Raises:
+            ValueError: if the shape of a batch or mask does not fit, or there are more of the one than of the other.
+            TypeError: if latents are not floating point or a mask is not bool.
+
+        Example:
+            >>> from vq_components import VectorQuantizer
+            >>> vq = VectorQuantizer(codebook_size=2, codebook_dim=4)
+            >>> vq.set_codebook_(torch.tensor([[0.015] * 4, [-0.015] * 4]))
+            >>> health = vq.health(8.05 + 0.1 * torch.randn(1000, 4))
+            >>> health.reasons[0].partition(":")[0]
+            'all codes within radius 0.03, latents at 16.1'
+        """
+        batches = [latents] if isinstance(latents, Tensor) else latents
+        if mask is None:
+            return codebook_health(self, zip(batches, itertools.repeat(None), strict=False))
+        masks = [mask] if isinstance(mask, Tensor) else mask
+        return codebook_health(self, zip(batches, masks, strict=True))
 
     def update_(self) -> None:
         """Applies what the training forwards since the last update have counted, as one update of the codebook.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import _distributed
 from ..functional import nearest_code
 from ._revival import DeadCodeRevival
 from ._statistics import AverageState, CodebookState, UpdateRule, apply_pending_, count_, look_up, start_
@@ -57,6 +58,7 @@ class Codebook(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        self._was_sharded = False
         if size < 1 or dim < 1:
             raise ValueError(
                 f"A codebook needs at least one entry and one channel, "
@@ -108,6 +110,7 @@ class Codebook(nn.Module):
     # that runs again finds the codebook that its forward used, not a copy from before that forward's update.
     @torch.no_grad()
     def _count_and_look_up(self, z: Tensor, live: Tensor, *, apply_first: bool) -> Tensor:
+        self._check_whole()
         average = self._average_state()
         indices: Tensor = _count_operator(
             z,
@@ -123,6 +126,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def apply_pending_(self) -> None:
         """Applies what is pending as one update."""
+        self._check_whole()
         apply_pending_(self._state(), self._average_state(), self._rule())
 
     def update_manually_(self) -> None:
@@ -144,6 +148,20 @@ class Codebook(nn.Module):
             self.cluster_size.fill_(1)
             self.embed_avg.copy_(self.weight)
             self.pending_sums.zero_()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # FSDP2 lends whole entries to a forward, and forgets what has been written into them: remember that it did.
+        if name == "weight" and _distributed.is_sharded(value):
+            self._was_sharded = True
+        super().__setattr__(name, value)
+
+    def _check_whole(self) -> None:
+        if self._was_sharded or _distributed.is_sharded(self.weight):
+            raise TypeError(
+                "A codebook that trains must be whole on every process, but its entries are sharded. Keep them out: "
+                "fully_shard(model, ignored_params={quantizer.codebook}), and average their gradient over the "
+                "processes yourself; or use EMAVectorQuantizer, whose entries are a buffer and are never sharded."
+            )
 
     def _state(self) -> CodebookState:
         tensors = (getattr(self, name) for name in CodebookState._fields[1:])

@@ -1,0 +1,131 @@
+"""What is wrong with a codebook, in plain language."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..functional._search import exact_products
+
+# Scores of one tile of the search for duplicates.
+_TILE = 2**22
+
+
+class Findings(NamedTuple):
+    """What is known about one stage over a window; numbers are of all processes."""
+
+    counts: Tensor  # (K,) vectors of each entry
+    code_norms: tuple[float, float, float]  # smallest, mean, largest; NaN where no entries are learned
+    latent_norms: tuple[float, float, float]  # the same of the vectors; NaN where they are not known
+    spread: float  # root of the mean squared distance of a vector to the mean vector
+    error: float  # root of the mean squared distance of a vector to its entry
+    duplicates: int
+    broken: int  # entries that are not finite
+    waiting: bool  # the codebook has not started from data yet
+    not_finite: int  # live vectors that are not finite
+
+    @property
+    def relative_error(self) -> float:
+        """Mean squared error in shares of the variance."""
+        if self.spread > 0:
+            return (self.error / self.spread) ** 2
+        return self.error if math.isnan(self.spread) or self.error == 0 else math.inf
+
+
+def find_reasons(found: Findings) -> Iterator[str]:
+    """One sentence for each thing that is wrong: what is the case, and what to do."""
+    if found.not_finite:
+        yield (
+            f"vectors that are NaN or infinite, and were left out: {found.not_finite}. Look for an overflow in the "
+            f"encoder, or lower its learning rate."
+        )
+    if found.broken:
+        yield f"entries that are NaN or infinite, and can never be chosen: {found.broken}. Load an earlier checkpoint."
+    if not found.counts.any():
+        yield "there is no live vector in the window: pass latents, or look at the mask."
+    elif found.waiting:
+        yield (
+            "the codebook has not been started from data, its entries are still random: run a forward in training mode."
+        )
+    else:
+        yield from _reasons_of_place(found)
+        yield from _reasons_of_use(found)
+
+
+def _reasons_of_place(found: Findings) -> Iterator[str]:
+    """About where entries and vectors are."""
+    (smallest, _, radius), latents = found.code_norms, found.latent_norms[1]
+    if found.spread <= 1e-3 * latents:
+        yield (
+            f"all latents lie within {found.spread:.3g} of one point at norm {latents:.3g}: the encoder has collapsed. "
+            f"Look at its normalization and lower commitment_weight."
+        )
+    elif radius < latents / 10:
+        yield (
+            f"all codes within radius {radius:.3g}, latents at {latents:.3g}: the codebook is not where the data is. "
+            f'Start it from data (init="data") and revive dead entries (revival=DeadCodeRevival()).'
+        )
+    elif smallest > 10 * latents:
+        yield (
+            f"all codes beyond radius {smallest:.3g}, latents at {latents:.3g}: the codebook is not where the data is. "
+            f"Raise commitment_weight if the latents shrink, or start anew from data."
+        )
+    elif found.relative_error >= 1:
+        yield (
+            f"the mean squared distance of a vector to its entry is {found.relative_error:.2f} of the vectors' "
+            f"variance, a single entry could do 1: the codebook does not follow the encoder. Lower the encoder's "
+            f"learning rate, raise commitment_weight, or use EMAVectorQuantizer with a lower decay."
+        )
+
+
+def _reasons_of_use(found: Findings) -> Iterator[str]:
+    """About how many entries are chosen, and how often."""
+    size, vectors = len(found.counts), int(found.counts.sum())
+    dead, unlucky = int((found.counts == 0).sum()), size * math.exp(-vectors / size)
+    if vectors < size:
+        yield (
+            f"{vectors} vectors cannot show the use of {size} entries: pass more batches, several vectors per entry."
+        )
+    elif dead > unlucky + 0.1 * size:
+        yield (
+            f"{dead} of {size} entries stand for none of {vectors} vectors, where chance would leave {unlucky:.0f}: "
+            f"revive dead entries (revival=DeadCodeRevival()), or take a smaller codebook."
+        )
+    else:
+        share = found.counts.sort(descending=True).values.cumsum(0) / vectors
+        few = int((share < 0.5).sum()) + 1
+        if few <= 0.01 * size:
+            yield (
+                f"{few} of {size} entries stand for half of all {vectors} vectors: most of what the encoder gives is "
+                f"the same. Look for constant areas in the data, or take a smaller codebook."
+            )
+    if found.duplicates:
+        yield (
+            f"{found.duplicates} of {size} entries have another one in the same place, which is never chosen in their "
+            f"stead: revive dead entries (revival=DeadCodeRevival())."
+        )
+
+
+def count_duplicates(codebook: Tensor) -> int:
+    """Number of entries ``(K, D)`` that have another one within a thousandth of the spacing of evenly placed entries.
+
+    The spacing is ``s * K^(-1/D)``, where ``s^2`` is the mean squared distance to the mean entry.
+    """
+    size, dim = codebook.shape
+    if size < 2:
+        return 0
+    centered = (codebook - codebook.mean(dim=0)).float()
+    nearest = torch.empty(size, dtype=torch.int64, device=codebook.device)
+    bias = centered.square().sum(dim=1).mul_(-0.5)
+    rows = max(_TILE // size, 1)
+    with exact_products(codebook.device.type):
+        for top in range(0, size, rows):
+            scores = torch.addmm(bias, centered[top : top + rows], centered.T)
+            scores.diagonal(top).fill_(-torch.inf)
+            nearest[top : top + rows] = scores.argmax(dim=1)
+    # Products cancel where entries are close: the distance itself is taken from the difference.
+    distance = (codebook - codebook[nearest]).norm(dim=1)
+    spacing = centered.square().sum(dim=1).mean().sqrt() * size ** (-1 / dim)
+    return int((distance <= 1e-3 * spacing).sum())

@@ -1,0 +1,185 @@
+"""How a codebook is doing on a window of latents, in numbers and in plain language."""
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import _distributed
+from ..functional._codes import count_codes, perplexity_of_counts, usage_of_counts
+from ._codebook import Codebook
+from ._diagnosis import Findings, count_duplicates, find_reasons
+
+if TYPE_CHECKING:
+    from ._base import AbstractQuantizer
+
+NAN3 = (math.nan, math.nan, math.nan)
+
+
+class CodebookHealth(NamedTuple):
+    """What :meth:`AbstractQuantizer.health` returns; ``print`` it for a summary.
+
+    The shapes are those of a quantizer with one index per vector. With ``Q`` stages each tensor has a first dimension
+    ``Q``. Norms, duplicates and error are NaN and 0 where a stage has no entries that are learned.
+    """
+
+    counts: Tensor
+    """How many vectors of the window each entry stands for, ``(K,)`` ``int64``."""
+    usage: Tensor
+    """Share of entries that stand for at least one vector."""
+    perplexity: Tensor
+    """Exponential of the entropy of the shares ``counts / sum(counts)``: how many entries are in effective use."""
+    dead: Tensor
+    """Number of entries that stand for no vector."""
+    duplicates: Tensor
+    """Number of entries that have another entry, numerically, in the same place."""
+    code_norms: Tensor
+    """Smallest, mean and largest norm of the entries, ``(3,)``."""
+    latent_norms: Tensor
+    """Smallest, mean and largest norm of the vectors that were looked up, ``(3,)``."""
+    error: Tensor
+    """Mean squared distance of a vector to its entry, in shares of the vectors' variance; a single entry can do 1."""
+    reasons: tuple[str, ...]
+    """One sentence for each thing that is wrong; empty if nothing is."""
+
+    def __str__(self) -> str:
+        """A line of numbers for each stage, then the reasons."""
+        lines = []
+        for stage, counts in enumerate(self.counts.view(-1, self.counts.shape[-1])):
+            low, mean, high = self.code_norms.view(-1, 3)[stage].tolist()
+            nearest, usual, farthest = self.latent_norms.view(-1, 3)[stage].tolist()
+            lines.append(
+                f"{int(counts.sum())} vectors, {len(counts)} entries: "
+                f"usage {float(self.usage.flatten()[stage]):.1%}, "
+                f"perplexity {float(self.perplexity.flatten()[stage]):.1f}, "
+                f"{int(self.dead.flatten()[stage])} dead, {int(self.duplicates.flatten()[stage])} duplicates, "
+                f"error {float(self.error.flatten()[stage]):.3g} of the variance, "
+                f"norms of entries {low:.3g} / {mean:.3g} / {high:.3g}, "
+                f"of latents {nearest:.3g} / {usual:.3g} / {farthest:.3g}"
+            )
+        return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons or ("nothing is wrong",))])
+
+
+class _Window:
+    """Sums over the vectors that one stage has looked up, and its entries if they are learned."""
+
+    def __init__(self, size: int, codebook: Codebook | None, device: torch.device) -> None:
+        self.entries = torch.zeros(0, 0, device=device) if codebook is None else codebook.weight.detach()
+        # Double precision for variances, where the device has it.
+        self.dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.counts = torch.zeros(size, dtype=torch.int64, device=device)
+        self.sums = torch.zeros(4, dtype=self.dtype, device=device)  # number, norms, squared norms, squared errors
+        self.total = torch.zeros(self.entries.shape[1], dtype=self.dtype, device=device)
+        self.bounds = torch.full((2,), torch.inf, dtype=self.dtype, device=device)  # smallest norm, minus the largest
+
+    def look(self, z: Tensor, live: Tensor, indices: Tensor) -> None:
+        """Takes in vectors that were looked up in a codebook."""
+        self.counts += count_codes(indices[live], len(self.counts))
+        z, entries = z[live].to(self.dtype), self.entries[indices[live]].to(self.dtype)
+        norms = z.norm(dim=1)
+        self.sums += torch.stack([live.sum(), norms.sum(), z.square().sum(), (z - entries).square().sum()])
+        self.total += z.sum(dim=0)
+        if len(z):
+            self.bounds = torch.minimum(self.bounds, torch.stack([norms.min(), -norms.max()]))
+
+    def reduce(self) -> None:
+        """Sums everything over the processes."""
+        message = torch.cat([self.counts.to(self.dtype), self.sums, self.total])
+        _distributed.all_reduce_sum_(message)
+        _distributed.all_reduce_min_(self.bounds)
+        counts, self.sums, self.total = torch.split(message, [len(self.counts), 4, len(self.total)])
+        self.counts = counts.long()
+
+    def findings(self, **known: Any) -> Findings:
+        """What the sums say, in plain numbers."""
+        number, norms, squares, errors = self.sums.tolist()
+        finite = self.entries[self.entries.isfinite().all(dim=1)]
+        code_norms = finite.to(self.dtype).norm(dim=1)
+        has_codes, has_latents = len(finite) > 0, number > 0
+        mean_square = float((self.total / max(number, 1)).square().sum())
+        return Findings(
+            counts=self.counts,
+            code_norms=(float(code_norms.min()), float(code_norms.mean()), float(code_norms.max()))
+            if has_codes
+            else NAN3,
+            latent_norms=(float(self.bounds[0]), norms / number, float(-self.bounds[1])) if has_latents else NAN3,
+            spread=max(squares / number - mean_square, 0.0) ** 0.5 if has_latents else math.nan,
+            error=(errors / number) ** 0.5 if has_latents else math.nan,
+            duplicates=count_duplicates(finite),
+            broken=len(self.entries) - len(finite),
+            **known,
+        )
+
+
+def codebook_health(quantizer: "AbstractQuantizer", batches: Iterable[tuple[Tensor, Tensor | None]]) -> CodebookHealth:
+    """What :meth:`AbstractQuantizer.health` says about pairs of latents and masks."""
+    windows, dirty = _watch(quantizer, batches)
+    _distributed.all_reduce_sum_(dirty)
+    for window in windows:
+        window.reduce()
+    waiting = any(not bool(codebook.started) for codebook in _codebooks(quantizer))
+    stages = [window.findings(waiting=waiting, not_finite=int(dirty)) for window in windows]
+    reasons = [
+        f"stage {number}: {reason}" if len(stages) > 1 else reason
+        for number, stage in enumerate(stages)
+        for reason in find_reasons(stage)
+    ]
+
+    def gather(values: Iterable[Any]) -> Tensor:
+        rows = [torch.as_tensor(value, device=windows[0].counts.device) for value in values]
+        rows = [row.float() if row.is_floating_point() else row for row in rows]
+        return torch.stack(rows).reshape(quantizer.index_shape + rows[0].shape)
+
+    return CodebookHealth(
+        counts=gather(stage.counts for stage in stages),
+        usage=gather(usage_of_counts(stage.counts) for stage in stages),
+        perplexity=gather(perplexity_of_counts(stage.counts) for stage in stages),
+        dead=gather((stage.counts == 0).sum() for stage in stages),
+        duplicates=gather(stage.duplicates for stage in stages),
+        code_norms=gather(stage.code_norms for stage in stages),
+        latent_norms=gather(stage.latent_norms for stage in stages),
+        error=gather(stage.relative_error for stage in stages),
+        reasons=tuple(dict.fromkeys(reasons)),
+    )
+
+
+def _codebooks(quantizer: nn.Module) -> list[Codebook]:
+    return [module for module in quantizer.modules() if isinstance(module, Codebook)]
+
+
+@torch.no_grad()
+def _watch(
+    quantizer: "AbstractQuantizer", batches: Iterable[tuple[Tensor, Tensor | None]]
+) -> tuple[list[_Window], Tensor]:
+    """One window per stage, of this process, and the number of live vectors that are not finite.
+
+    A forward in eval mode counts nothing; the calls of the codebooks inside it are the stages, in their order.
+    """
+    codebooks, stages = _codebooks(quantizer), math.prod(quantizer.index_shape)
+    device = codebooks[0].weight.device if codebooks else _distributed.device()
+    own = codebooks if len(codebooks) == stages else codebooks * stages if len(codebooks) == 1 else [None] * stages
+    windows = [_Window(quantizer.codebook_size, codebook, device) for codebook in own]
+    dirty = torch.zeros((), dtype=torch.int64, device=device)
+    calls: list[tuple[Tensor, Tensor, Tensor]] = []
+    hooks = [c.register_forward_hook(lambda _, args, out: calls.append((*args, out[0]))) for c in codebooks]
+    modes = {module: module.training for module in quantizer.modules()}
+    quantizer.eval()
+    try:
+        for z, mask in batches:
+            calls.clear()
+            indices = quantizer.forward(z, mask).indices.view(-1, stages)
+            flat, live = quantizer._flatten(z, mask)
+            dirty += (live & ~flat.isfinite().all(dim=1)).sum().to(device)
+            for stage, window in enumerate(windows):
+                if len(window.entries) and len(calls) == stages:
+                    window.look(*calls[stage])
+                else:
+                    window.counts += count_codes(indices[:, stage], quantizer.codebook_size).to(device)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes.items():
+            module.training = training
+    return windows, dirty
