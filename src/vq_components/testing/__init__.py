@@ -1,0 +1,22 @@
+"""Checks for everybody's quantizers, tokenizers, losses and priors.
+
+``check_quantizer(quantizer)`` runs all that apply and raises one error with what it found;
+``parametrize_with_checks([...])`` makes a pytest test of each. Nothing but torch is imported here.
+"""
+
+from . import _quantizer_gradients as _quantizer_gradients
+from . import _quantizer_layout as _quantizer_layout
+from . import _quantizer_mask as _quantizer_mask
+from . import _quantizer_state as _quantizer_state
+from . import _quantizer_systems as _quantizer_systems
+from . import _quantizer_updates as _quantizer_updates
+from . import _quantizer_values as _quantizer_values
+from ._public import check_quantizer as check_quantizer
+from ._public import checks_of as checks_of
+from ._public import parametrize_with_checks as parametrize_with_checks
+from ._quantizer_adapters import QuantizerAdapter as QuantizerAdapter
+from ._quantizer_adapters import QuantizerResult as QuantizerResult
+from ._quantizer_subject import QuantizerSubject as QuantizerSubject
+from ._quantizer_traits import QuantizerTraits as QuantizerTraits
+from ._report import CheckError as CheckError
+from ._report import CheckFailure as CheckFailure

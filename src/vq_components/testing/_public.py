@@ -1,0 +1,98 @@
+"""All checks of an object at once, or each as a test."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from . import _pytest
+from ._engine import Kind
+from ._quantizer_subject import QUANTIZER, QuantizerSubject
+
+_KINDS: dict[type, Kind[Any]] = {QuantizerSubject: QUANTIZER}
+
+
+def check_quantizer(
+    quantizer: Any,
+    *,
+    name: str | None = None,
+    adapter: Any = None,
+    traits: Any = None,
+    expected_failures: Mapping[str, str] | None = None,
+) -> None:
+    """Runs every check that applies to a quantizer.
+
+    Args:
+        quantizer: a module, which is copied for every check and stays as it is; a function that builds one; or a
+            :class:`QuantizerSubject`, which brings the other arguments with it.
+        name: what the report calls it.
+        adapter: ``(module, z) -> (quantized, indices, loss)``, or a :class:`QuantizerAdapter`, where the order and
+            names of what the module returns do not tell.
+        traits: what it declares, a :class:`QuantizerTraits`; read from its attributes unless told.
+        expected_failures: names of checks that must fail, each with the reason.
+
+    Raises:
+        CheckError: if a check fails, with all of them; also if one passes that is expected to fail.
+        ValueError: if ``expected_failures`` names a check that does not exist.
+
+    Example:
+        >>> from vq_components import VectorQuantizer
+        >>> check_quantizer(VectorQuantizer(16, 4))  # doctest: +SKIP
+    """
+    subject = QUANTIZER.wrap(
+        quantizer, **_given(name=name, adapter=adapter, traits=traits, expected_failures=expected_failures)
+    )
+    QUANTIZER.run_all(subject, name=subject.name, expected_failures=subject.expected_failures)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def parametrize_with_checks(
+    subjects: Iterable[Any], *, expected_failures: Mapping[str, str] | None = None
+) -> Callable[..., Any]:
+    """Makes one pytest test of each object and check; the decorated function is called with both.
+
+    Test ids are ``name-check``. Checks that do not apply are left out.
+
+    Args:
+        subjects: :class:`QuantizerSubject`, :class:`TokenizerSubject`, :class:`LossSubject` or :class:`PriorSubject`;
+            a module alone is taken for a quantizer.
+        expected_failures: names of checks that fail for every object, each with the reason: a strict xfail, which
+            becomes an error when the check passes. Those of single objects are given to their subjects.
+
+    Raises:
+        ImportError: if pytest is not installed.
+        ValueError: if ``expected_failures`` names a check that does not exist.
+
+    Example:
+        In a test file::
+
+            @parametrize_with_checks([QuantizerSubject(MyQuantizer(16, 4), name="mine")])
+            def test_quantizer(subject, check):
+                check(subject)
+    """
+    pairs = [_with_kind(subject) for subject in subjects]
+    return _pytest.parametrize(pairs, expected_failures or {})
+
+
+def checks_of(subject: Any) -> dict[str, Callable[..., None]]:
+    """The checks that apply to a subject, by name: ``for check in checks_of(subject).values(): check(subject)``.
+
+    Args:
+        subject: as :func:`parametrize_with_checks` takes them.
+    """
+    kind, subject = _with_kind(subject)
+    return {check.name: check.function for check in kind.selected(subject)}
+
+
+def _with_kind(subject: Any) -> tuple[Kind[Any], Any]:
+    if type(subject) in _KINDS:
+        return _KINDS[type(subject)], subject
+    if isinstance(subject, nn.Module) or callable(subject):
+        return QUANTIZER, QUANTIZER.wrap(subject)
+    raise TypeError(
+        f"parametrize_with_checks takes subjects or quantizers, but got {type(subject).__name__}. "
+        f"Wrap it, for example in QuantizerSubject(...)."
+    )

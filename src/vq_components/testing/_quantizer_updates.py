@@ -1,0 +1,334 @@
+"""Checks of a quantizer whose codebook learns outside of an optimizer: averages, start, and revival."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._compare import clone, differ
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
+from ._report import require
+
+
+def _two_phase(subject: QuantizerSubject) -> bool:
+    return subject.traits.two_phase and has_codebook(subject) and not subject.traits.composite
+
+
+def _can_be_set(subject: QuantizerSubject) -> bool:
+    return _two_phase(subject) and hasattr(subject.fresh(), "set_codebook_")
+
+
+def _revives(subject: QuantizerSubject) -> bool:
+    return _can_be_set(subject) and getattr(subject.fresh(), "revival", None) is not None
+
+
+def _entries(subject: QuantizerSubject) -> Tensor:
+    """A codebook ``(K, D)`` whose entries are well apart."""
+    size, dim = subject.codebook(subject.fresh()).shape
+    return torch.randn(size, dim) * 10.0
+
+
+def _set(subject: QuantizerSubject, entries: Tensor, *, revive: bool) -> Any:
+    module = subject.fresh()
+    if not revive:
+        module.revival = None
+    module.update_()
+    module.set_codebook_(entries)
+    return module
+
+
+def _near(entries: Tensor, rows: Tensor, *, spread: float = 0.1) -> Tensor:
+    """Vectors near the entries at ``rows``."""
+    return entries[rows] + spread * torch.randn(len(rows), entries.shape[1])
+
+
+@QUANTIZER.check(
+    rule="a training forward only counts; update_() applies; without it the next training forward does",
+    cause="the codebook is written in forward, or the update is applied twice or never",
+    applies=_two_phase,
+)
+def check_two_phases(subject: QuantizerSubject) -> None:
+    """Guards when the codebook changes: never between a look-up and its backward.
+
+    Fails it::
+
+        def forward(self, z):
+            ...
+            self.codebook.copy_(averages)
+    """
+    batches = [subject.input(64) for _ in range(4)]
+    lazy, manual = subject.fresh(), subject.fresh()
+    manual.update_()
+    for step, z in enumerate(batches):
+        out, expected = subject.call(lazy, z), subject.call(manual, z)
+        text = subject.results_differ(out, expected)
+        require(not text, f"step {step}, applied by the next forward and by update_(): {text}")
+        after = subject.codebook(manual).clone()
+        subject.call(manual.eval(), z)
+        manual.train()
+        require(torch.equal(subject.codebook(manual), after), f"step {step}: an evaluation applied the update")
+        manual.update_()
+        if step > 0:
+            require(subject.traits.decay is None or not torch.equal(subject.codebook(manual), after), "no update")
+    manual = subject.started()
+    before = subject.codebook(manual).clone()
+    for z in batches:
+        subject.call(manual, z)
+    text = differ(subject.codebook(manual), before, rtol=0, atol=0)
+    require(not text, f"four forwards without update_() changed the codebook: {text}")
+    manual.update_()
+    after = subject.codebook(manual).clone()
+    manual.update_()
+    text = differ(subject.codebook(manual), after, rtol=0, atol=0)
+    require(not text, f"a second update_() without a forward changed the codebook: {text}")
+
+
+@QUANTIZER.check(
+    rule="update_after(optimizer) applies one update after each step, until it is removed",
+    cause="a hook before the step, or one that stays after remove()",
+    applies=lambda subject: _two_phase(subject) and hasattr(subject.fresh(), "update_after"),
+)
+def check_update_after(subject: QuantizerSubject) -> None:
+    """Guards the optimizer's hook, by comparison with update_() in the same places.
+
+    Fails it::
+
+        optimizer.register_step_pre_hook(update)
+    """
+    hooked, called = subject.fresh(), subject.fresh()
+    called.update_()
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    handle = hooked.update_after(optimizer)
+    for step in range(4):
+        for z in (subject.input(32), subject.input(32)):
+            text = subject.results_differ(subject.call(hooked, z), subject.call(called, z))
+            require(not text, f"step {step}: {text}")
+        parameter.grad = torch.ones(1)
+        optimizer.step()
+        called.update_()
+        text = differ(subject.codebook(hooked), subject.codebook(called), rtol=1e-5, atol=1e-6)
+        require(not text, f"after step {step}, compared with update_(): {text}")
+    handle.remove()
+    subject.call(hooked, subject.input(32))
+    before = subject.codebook(hooked).clone()
+    optimizer.step()
+    require(torch.equal(subject.codebook(hooked), before), "a step after remove() still updates")
+
+
+@QUANTIZER.check(
+    rule="a training by gradient moves entries by the optimizer alone: updates move none but dead ones",
+    cause="an average that is applied to a codebook that a gradient trains",
+    applies=lambda subject: _can_be_set(subject) and subject.traits.decay is None,
+)
+def check_updates_leave_live_entries(subject: QuantizerSubject) -> None:
+    """Guards entries in use from updates.
+
+    Fails it::
+
+        codebook[usage < 0.5] = random_vectors  # half of the fair share is alive
+    """
+    entries = _entries(subject)
+    module = _set(subject, entries, revive=True)
+    rows = torch.arange(len(entries)).repeat(4)
+    for _ in range(20):
+        subject.call(module, subject.from_vectors(_near(entries, rows)))
+        module.update_()
+    text = differ(subject.codebook(module), entries, rtol=0, atol=0)
+    require(not text, f"20 updates in which each entry has its fair share: {text}")
+
+
+@QUANTIZER.check(
+    rule="moving averages: N <- decay N + (1 - decay) n, m <- decay m + (1 - decay) sum z, "
+    "e = (m + eps e) / (N + eps) for entries with a vector",
+    cause="decay and 1 - decay swapped, sums of one-hot vectors divided twice, or entries without a vector that move",
+    applies=lambda subject: _can_be_set(subject) and subject.traits.decay is not None,
+)
+def check_moving_average(subject: QuantizerSubject) -> None:
+    """Guards the update by a float64 recursion, over several updates in which some entries get no vector.
+
+    Fails it::
+
+        cluster_size.lerp_(counts, decay)  # must be 1 - decay
+    """
+    entries = _entries(subject)
+    module = _set(subject, entries, revive=False)
+    decay, eps = subject.traits.decay or 0.0, subject.traits.eps
+    expected, sizes = entries.double(), torch.ones(len(entries)).double()
+    sums = expected.clone()
+    for step in range(5):
+        rows = torch.randint(len(entries) // 2, (40,)) + (step % 2) * (len(entries) // 4)
+        z = _near(subject.codebook(module), rows, spread=0.5)
+        indices = subject.flat(subject.call(module, subject.from_vectors(z)).indices)
+        module.update_()
+        counts = torch.bincount(indices, minlength=len(entries)).double()
+        new = torch.zeros_like(expected).index_add_(0, indices, z.double())
+        sizes = decay * sizes + (1 - decay) * counts
+        sums = decay * sums + (1 - decay) * new
+        mean = (sums + eps * expected) / (sizes + eps)[:, None]
+        expected = torch.where((counts > 0)[:, None], mean, expected)
+        text = differ(subject.codebook(module), expected, rtol=1e-4, atol=1e-4)
+        require(not text, f"after update {step + 1} with decay={decay}: {text}")
+
+
+@QUANTIZER.check(
+    rule="the first training batch gives the codebook its entries: different vectors of it",
+    cause="a start with repeated vectors, or one that is repeated in the next batch",
+    applies=lambda subject: _can_be_set(subject) and subject.traits.starts_from_data,
+)
+def check_start_from_data(subject: QuantizerSubject) -> None:
+    """Guards the start, for more and for fewer vectors than entries, and that it happens once.
+
+    Fails it::
+
+        self.codebook.copy_(z[torch.randint(len(z), (size,))])  # with repetitions
+    """
+    size = len(subject.codebook(subject.fresh()))
+    module, z = subject.fresh(), subject.input(8 * size) + 5.0
+    result = subject.call(module, z)
+    entries, vectors = subject.codebook(module), subject.vectors(z)
+    apart = torch.cdist(entries.double(), vectors.double()).amin(dim=1)
+    require(float(apart.max()) < 1e-4, f"{int((apart >= 1e-4).sum())} entries are no vectors of the batch")
+    require(len(entries.unique(dim=0)) == size, f"{len(entries.unique(dim=0))} of {size} entries are different")
+    require(len(result.indices.unique()) == size, f"{len(result.indices.unique())} of {size} entries are used")
+    started = entries.clone()
+    module.revival = None
+    if subject.traits.decay is None:
+        subject.call(module, subject.input(8 * size) - 5.0)
+        text = differ(subject.codebook(module), started, rtol=0, atol=0)
+        require(not text, f"the second batch changed it again: {text}")
+    few = subject.fresh()
+    vectors = subject.vectors(subject.input(64))[: max(size // 3, 1)]
+    subject.call(few, subject.from_vectors(vectors))
+    apart = torch.cdist(vectors.double(), subject.codebook(few).double()).amin(dim=1)
+    require(float(apart.max()) < 1e-4, f"{len(vectors)} vectors, {int((apart >= 1e-4).sum())} of them are no entry")
+    inside = (subject.codebook(few) >= vectors.amin(0) - 1e-5) & (subject.codebook(few) <= vectors.amax(0) + 1e-5)
+    require(bool(inside.all()), f"{len(vectors)} vectors: {int((~inside.all(1)).sum())} entries lie outside of them")
+    different = len(subject.codebook(few).unique(dim=0))
+    require(len(vectors) < 3 or different > len(vectors), f"{len(vectors)} vectors give {different} different entries")
+
+
+@QUANTIZER.check(
+    rule="set_codebook_ replaces the entries for good, and forgets what was counted",
+    cause="averages of the old entries that the next update writes back",
+    applies=_can_be_set,
+)
+def check_set_codebook(subject: QuantizerSubject) -> None:
+    """Guards a codebook of one's own.
+
+    Fails it::
+
+        self.weight.copy_(codebook)  # and embed_avg still holds the old one
+    """
+    for module in (subject.fresh(), subject.started()):
+        module.revival = None
+        subject.call(module, subject.input(64))
+        entries = _entries(subject)
+        module.set_codebook_(entries)
+        require(torch.equal(subject.codebook(module), entries), "the entries are not those that were set")
+        module.update_()
+        require(torch.equal(subject.codebook(module), entries), "an update brought back what was counted before")
+        subject.call(module, subject.from_vectors(entries))
+        module.update_()
+        text = differ(subject.codebook(module), entries, rtol=1e-4, atol=1e-4)
+        require(not text, f"after an update with vectors equal to the entries: {text}")
+
+
+@QUANTIZER.check(
+    rule="an entry is dead when its average usage falls below the threshold, and then moves to a vector of the batch; "
+    "live ones stay",
+    cause="threshold or decay applied to counts instead of shares, live entries moved, or a revival that the average "
+    "of the same update overwrites",
+    applies=_revives,
+)
+def check_revival(subject: QuantizerSubject) -> None:
+    """Guards when entries are revived, which, where to, and that it lasts.
+
+    Fails it::
+
+        codebook[usage > threshold] = candidates
+    """
+    size = len(subject.codebook(subject.fresh()))
+    revival = subject.fresh().revival
+    if revival.threshold == 0 or size < 4:
+        return
+    due = 1 if revival.decay == 0 else math.floor(math.log(revival.threshold) / math.log(revival.decay)) + 1
+    entries = _entries(subject)
+    dead = torch.arange(size) % 4 == 3
+    entries[dead] += 1e4
+    module = _set(subject, entries, revive=True)
+    rows = torch.arange(size)[~dead].repeat(6)
+    for step in range(1, due + 1):
+        z = _near(entries, rows, spread=0.5)
+        before = subject.codebook(module).clone()
+        subject.call(module, subject.from_vectors(z))
+        module.update_()
+        moved = (subject.codebook(module) != before).any(dim=1) & dead
+        require(step == due or not bool(moved.any()), f"{int(moved.sum())} entries revived in update {step}, not {due}")
+    now = subject.codebook(module)
+    require(bool(moved[dead].all()), f"{int(moved.sum())} of {int(dead.sum())} dead entries revived in update {due}")
+    apart = torch.cdist(now[dead].double(), z.double()).amin(dim=1)
+    require(float(apart.max()) < 1e-3, f"entries revived up to {float(apart.max()):.3g} away from the batch's vectors")
+    different = len(now[dead].unique(dim=0))
+    require(different == int(dead.sum()), f"{int(dead.sum())} entries revived at {different} places")
+    own = torch.cdist(now[~dead].double(), entries[~dead].double()).diagonal()
+    limit = 1e-6 if subject.traits.decay is None else 1.0
+    require(float(own.max()) <= limit, f"a live entry moved by {float(own.max()):.3g}")
+    _check_after_revival(subject, module, dead)
+
+
+def _check_after_revival(subject: QuantizerSubject, module: Any, dead: Tensor) -> None:
+    """A revived entry starts anew: it is not dead in the next update, and follows its own vectors at once."""
+    entries = subject.codebook(module).clone()
+    alone = clone(module)
+    live = torch.arange(len(entries))[~dead].repeat(6)
+    subject.call(alone, subject.from_vectors(_near(entries, live, spread=0.01)))
+    alone.update_()
+    moved = (subject.codebook(alone) - entries).norm(dim=1)[dead]
+    again = moved > 1.0
+    if module.revival.decay > module.revival.threshold:
+        require(not bool(again.any()), f"{int(again.sum())} entries were revived again in the next update")
+    if subject.traits.decay is None:
+        return
+    rows = torch.arange(len(entries))
+    shift = 0.01 * torch.randn_like(entries)
+    subject.call(module, subject.from_vectors((entries + shift)[rows]))
+    module.update_()
+    text = differ(subject.codebook(module)[dead], (entries + shift)[dead], rtol=0, atol=2e-3)
+    require(not text, f"revived entries do not go to their first own vectors: {text}")
+    require(bool(subject.codebook(module).isfinite().all()), "an entry is not finite")
+
+
+@QUANTIZER.check(
+    rule="revived entries prefer vectors that are far from their entry",
+    cause="candidates drawn evenly, or in proportion to the inverse of the error",
+    applies=lambda subject: _revives(subject) and (subject.traits.codebook_size or 0) <= 64,
+)
+def check_revival_prefers_errors(subject: QuantizerSubject) -> None:
+    """Guards where dead entries go: of many vectors at their entries and a few far ones, the far ones win.
+
+    Fails it::
+
+        key = exponential * error  # must be exponential / error
+    """
+    size, dim = subject.codebook(subject.fresh()).shape
+    entries = _entries(subject)
+    entries[1:] += 1e4
+    hits = 0
+    for trial in range(4):
+        module = _set(subject, entries, revive=True)
+        for _ in range(400):
+            vectors = entries[0] + 0.01 * torch.randn(16 * size, dim)
+            vectors[torch.randperm(len(vectors))[: 2 * size]] += 3.0
+            subject.call(module, subject.from_vectors(vectors))
+            module.update_()
+            now = subject.codebook(module)
+            moved = (now[1:] != entries[1:]).any(dim=1)
+            if bool(moved.any()):
+                break
+        else:
+            require(False, f"no entry was revived in 400 updates (trial {trial})")
+        far = (now[1:][moved] - entries[0]).norm(dim=1) > 1.0
+        hits += int(far.float().mean() > 0.5)
+    require(hits >= 3, f"in {4 - hits} of 4 trials most revived entries went to vectors that had their entry already")
