@@ -4,6 +4,11 @@
 ``parametrize_with_checks([...])`` makes a pytest test of each. Nothing but torch is imported here.
 """
 
+from . import _loss_players as _loss_players
+from . import _loss_values as _loss_values
+from . import _prior_conditional as _prior_conditional
+from . import _prior_logits as _prior_logits
+from . import _prior_sampling as _prior_sampling
 from . import _quantizer_gradients as _quantizer_gradients
 from . import _quantizer_layout as _quantizer_layout
 from . import _quantizer_mask as _quantizer_mask
@@ -11,6 +16,17 @@ from . import _quantizer_state as _quantizer_state
 from . import _quantizer_systems as _quantizer_systems
 from . import _quantizer_updates as _quantizer_updates
 from . import _quantizer_values as _quantizer_values
+from ._loss_subject import LossAdapter as LossAdapter
+from ._loss_subject import LossSubject as LossSubject
+from ._loss_subject import LossTraits as LossTraits
+from ._loss_subject import Scene as Scene
+from ._loss_subject import own_loss as own_loss
+from ._loss_subject import taming_loss as taming_loss
+from ._prior_subject import PriorAdapter as PriorAdapter
+from ._prior_subject import PriorSubject as PriorSubject
+from ._prior_subject import PriorTraits as PriorTraits
+from ._public import check_loss as check_loss
+from ._public import check_prior as check_prior
 from ._public import check_quantizer as check_quantizer
 from ._public import checks_of as checks_of
 from ._public import parametrize_with_checks as parametrize_with_checks

@@ -7,9 +7,11 @@ from torch import nn
 
 from . import _pytest
 from ._engine import Kind
+from ._loss_subject import LOSS, LossAdapter, LossSubject, LossTraits
+from ._prior_subject import PRIOR, PriorSubject, PriorTraits
 from ._quantizer_subject import QUANTIZER, QuantizerSubject
 
-_KINDS: dict[type, Kind[Any]] = {QuantizerSubject: QUANTIZER}
+_KINDS: dict[type, Kind[Any]] = {QuantizerSubject: QUANTIZER, LossSubject: LOSS, PriorSubject: PRIOR}
 
 
 def check_quantizer(
@@ -43,6 +45,60 @@ def check_quantizer(
         quantizer, **_given(name=name, adapter=adapter, traits=traits, expected_failures=expected_failures)
     )
     QUANTIZER.run_all(subject, name=subject.name, expected_failures=subject.expected_failures)
+
+
+def check_loss(
+    loss: Any,
+    *,
+    name: str | None = None,
+    adapter: LossAdapter | None = None,
+    traits: LossTraits | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+) -> None:
+    """Runs every check that applies to a VQ-GAN loss: both players, their starts, weights and values.
+
+    Args:
+        loss: a module, which is copied for every check; or a :class:`LossSubject`.
+        name: as in :func:`check_quantizer`.
+        adapter: how to call it; needed unless it has ``generator_loss`` and ``discriminator_loss``, or is called as the
+            original's is.
+        traits: what it declares; read from its attributes unless told.
+        expected_failures: as in :func:`check_quantizer`.
+
+    Raises:
+        CheckError: if a check fails, with all of them.
+        ValueError: if ``expected_failures`` names a check that does not exist.
+    """
+    subject = LOSS.wrap(loss, **_given(name=name, adapter=adapter, traits=traits, expected_failures=expected_failures))
+    LOSS.run_all(subject, name=subject.name, expected_failures=subject.expected_failures)
+
+
+def check_prior(
+    prior: Any,
+    *,
+    name: str | None = None,
+    adapter: Any = None,
+    traits: PriorTraits | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+) -> None:
+    """Runs every check that applies to an autoregressive prior: its logits, its cache, and its samples.
+
+    Args:
+        prior: a module, which is copied for every check; or a :class:`PriorSubject`.
+        name: as in :func:`check_quantizer`.
+        adapter: ``(module, tokens, values) -> logits``, or a :class:`PriorAdapter` that also says how to sample; needed
+            unless the prior is this package's.
+        traits: what it declares; needed unless it is a :class:`~vq_components.MinGPT`.
+        expected_failures: as in :func:`check_quantizer`.
+
+    Raises:
+        CheckError: if a check fails, with all of them.
+        ValueError: if ``expected_failures`` names a check that does not exist.
+    """
+    subject = PRIOR.wrap(
+        prior, **_given(name=name, adapter=adapter, traits=traits, expected_failures=expected_failures)
+    )
+    PRIOR.run_all(subject, name=subject.name, expected_failures=subject.expected_failures)
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -175,7 +175,9 @@ def check_moving_average(subject: QuantizerSubject) -> None:
 @QUANTIZER.check(
     rule="the first training batch gives the codebook its entries: different vectors of it",
     cause="a start with repeated vectors, or one that is repeated in the next batch",
-    applies=lambda subject: _can_be_set(subject) and subject.traits.starts_from_data,
+    applies=lambda subject: (
+        _can_be_set(subject) and subject.traits.starts_from_data and (subject.traits.codebook_size or 0) <= 1024
+    ),
 )
 def check_start_from_data(subject: QuantizerSubject) -> None:
     """Guards the start, for more and for fewer vectors than entries, and that it happens once.

@@ -5,7 +5,7 @@ subjects of ``tests/contract`` until one fails. Prints a line per mutant, and th
 
     python tests/benchmarks/mutants/run.py [--rooms quantizers losses prior] [--filter TEXT] [--log FILE]
 
-With ``--log``, results are kept in a file and mutants that are in it are not run again.
+With ``--log``, results are kept in a file, and mutants that were caught are not run again.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def main():
         known[f"{room}: none"] = ""
         for name, path, old, new in load(HERE / f"{room}.py").MUTANTS:
             key = f"{room}: {name}"
-            if args.filter not in key or key in known:
+            if args.filter not in key or known.get(key):
                 continue
             start = time.perf_counter()
             found = run(room, path, old, new)
