@@ -28,11 +28,15 @@ from ._prior_subject import PriorTraits as PriorTraits
 from ._public import check_loss as check_loss
 from ._public import check_prior as check_prior
 from ._public import check_quantizer as check_quantizer
+from ._public import check_tokenizer as check_tokenizer
 from ._public import checks_of as checks_of
 from ._public import parametrize_with_checks as parametrize_with_checks
 from ._quantizer_adapters import QuantizerAdapter as QuantizerAdapter
 from ._quantizer_adapters import QuantizerResult as QuantizerResult
 from ._quantizer_subject import QuantizerSubject as QuantizerSubject
 from ._quantizer_traits import QuantizerTraits as QuantizerTraits
+from ._tokenizer import TokenizerAdapter as TokenizerAdapter
+from ._tokenizer import TokenizerSubject as TokenizerSubject
+from ._tokenizer import TokenizerTraits as TokenizerTraits
 from ._report import CheckError as CheckError
 from ._report import CheckFailure as CheckFailure

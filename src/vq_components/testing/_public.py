@@ -10,8 +10,9 @@ from ._engine import Kind
 from ._loss_subject import LOSS, LossAdapter, LossSubject, LossTraits
 from ._prior_subject import PRIOR, PriorSubject, PriorTraits
 from ._quantizer_subject import QUANTIZER, QuantizerSubject
+from ._tokenizer import TOKENIZER, TokenizerAdapter, TokenizerSubject, TokenizerTraits
 
-_KINDS: dict[type, Kind[Any]] = {QuantizerSubject: QUANTIZER, LossSubject: LOSS, PriorSubject: PRIOR}
+_KINDS: dict[type, Kind[Any]] = {QuantizerSubject: QUANTIZER, LossSubject: LOSS, PriorSubject: PRIOR, TokenizerSubject: TOKENIZER}
 
 
 def check_quantizer(
@@ -45,6 +46,34 @@ def check_quantizer(
         quantizer, **_given(name=name, adapter=adapter, traits=traits, expected_failures=expected_failures)
     )
     QUANTIZER.run_all(subject, name=subject.name, expected_failures=subject.expected_failures)
+
+
+def check_tokenizer(
+    model: Any,
+    *,
+    name: str | None = None,
+    adapter: TokenizerAdapter | None = None,
+    traits: TokenizerTraits | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+) -> None:
+    """Runs every check that applies to an image tokenizer: encoder, quantizer and decoder as one.
+
+    Args:
+        model: a module, which is copied for every check; or a :class:`TokenizerSubject`.
+        name: as in :func:`check_quantizer`.
+        adapter: how to use it; needed unless it returns ``(reconstructions, indices, loss, ...)`` and has ``encode``
+            and ``decode``.
+        traits: what it declares; needed unless a subject brings it.
+        expected_failures: as in :func:`check_quantizer`.
+
+    Raises:
+        CheckError: if a check fails, with all of them.
+        ValueError: if ``expected_failures`` names a check that does not exist.
+    """
+    subject = TOKENIZER.wrap(
+        model, **_given(name=name, adapter=adapter, traits=traits, expected_failures=expected_failures)
+    )
+    TOKENIZER.run_all(subject, name=subject.name, expected_failures=subject.expected_failures)
 
 
 def check_loss(

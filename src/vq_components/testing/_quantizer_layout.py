@@ -156,6 +156,8 @@ def check_half_precision(subject: QuantizerSubject) -> None:
             require(result.quantized.dtype == dtype, f"quantized is {result.quantized.dtype} for {dtype}")
             wide = torch.promote_types(dtype, torch.float32)
             require(not subject.traits.strict or result.loss.dtype == wide, f"loss is {result.loss.dtype} for {dtype}")
+            if dtype == torch.float64:  # has digits that float32 lacks, which may decide between two entries
+                continue
             text = gap(subject.flat(result.indices), subject.flat(expected.indices))
             require(not text, f"{dtype}: {text} in the indices")
             text = subject.differ(result.quantized, expected.quantized.to(dtype))

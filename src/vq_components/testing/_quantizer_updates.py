@@ -120,7 +120,7 @@ def check_update_after(subject: QuantizerSubject) -> None:
 @QUANTIZER.check(
     rule="a training by gradient moves entries by the optimizer alone: updates move none but dead ones",
     cause="an average that is applied to a codebook that a gradient trains",
-    applies=lambda subject: _can_be_set(subject) and subject.traits.decay is None,
+    applies=lambda subject: _revives(subject) and subject.traits.decay is None,
 )
 def check_updates_leave_live_entries(subject: QuantizerSubject) -> None:
     """Guards entries in use from updates.
