@@ -88,12 +88,12 @@ class Codebook(nn.Module):
         self.register_buffer("update_is_manual", torch.tensor(False))
         self._is_manual = False
 
-    def forward(self, z: Tensor, live: Tensor, *, apply_first: bool) -> tuple[Tensor, Tensor]:
-        """Indices ``(N,)`` and entries ``(N, D)`` nearest to ``z``; in training, also counts the live vectors.
+    def forward(self, z: Tensor, live: Tensor, *, counts: bool, apply_first: bool) -> tuple[Tensor, Tensor]:
+        """Indices ``(N,)`` and entries ``(N, D)`` nearest to ``z``; if ``counts``, also counts the live vectors.
 
         Vectors that are not live get index 0. A gradient of the entries reaches those rows of the codebook.
         """
-        indices = self._count_and_look_up(z, live, apply_first=apply_first) if self.training else self.look_up(z, live)
+        indices = self._count_and_look_up(z, live, apply_first=apply_first) if counts else self.look_up(z, live)
         return indices, self.entries(indices)
 
     def look_up(self, z: Tensor, live: Tensor) -> Tensor:
@@ -125,11 +125,12 @@ class Codebook(nn.Module):
         """Applies what is pending as one update."""
         apply_pending_(self._state(), self._average_state(), self._rule())
 
-    def update_manually_(self) -> None:
+    def update_manually_(self, *, apply: bool) -> None:
         """Applies what is pending, and leaves all later updates to the caller."""
         self._is_manual = True
         self.update_is_manual.fill_(True)
-        self.apply_pending_()
+        if apply:
+            self.apply_pending_()
 
     @torch.no_grad()
     def set_(self, weight: Tensor) -> None:

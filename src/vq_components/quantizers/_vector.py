@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ..functional._codes import count_codes, perplexity_of_counts, usage_of_counts
-from ._base import AbstractQuantizer, QuantizerOutput, mean_square
+from ._base import AbstractQuantizer, QuantizerOutput, check_entries, mean_square, seen_vectors, usage_terms
 from ._codebook import Codebook
 from ._revival import DeadCodeRevival
 
@@ -52,12 +51,7 @@ class _CodebookQuantizer(AbstractQuantizer):
         Raises:
             ValueError: if the shape differs or a value is not finite.
         """
-        if codebook.shape != self.codebook.shape:
-            raise ValueError(
-                f"set_codebook_ takes entries of shape {tuple(self.codebook.shape)}, but got {tuple(codebook.shape)}."
-            )
-        if not bool(codebook.isfinite().all()):
-            raise ValueError("set_codebook_ takes finite entries, but got NaN or infinite values.")
+        check_entries(codebook, self.codebook)
         self.embedding.set_(codebook)
 
     def update_(self) -> None:
@@ -68,33 +62,34 @@ class _CodebookQuantizer(AbstractQuantizer):
         until then, and where :meth:`update_after` is not used either, every training forward first applies what the
         one before it counted.
         """
-        self.embedding.update_manually_()
+        self.embedding.update_manually_(apply=not self.frozen)
 
     def _update(self) -> None:
-        self.embedding.apply_pending_()
+        if not self.frozen:
+            self.embedding.apply_pending_()
 
     def _encode(self, z: Tensor, live: Tensor) -> Tensor:
-        seen = self._seen(z, live)
+        seen = seen_vectors(z, live)
         return self.embedding.look_up(torch.where(seen[:, None], z, 0), seen)
 
     def _decode(self, indices: Tensor) -> Tensor:
         return self.embedding.entries(indices)
 
     def _quantize(self, z: Tensor, live: Tensor) -> QuantizerOutput:
-        seen = self._seen(z, live)
+        seen = seen_vectors(z, live)
         clean = torch.where(seen[:, None], z.detach(), 0)
-        indices, entries = self.embedding(clean, seen, apply_first=self._schedule.ties == 0)
-        entries = entries.to(z.dtype)
+        indices, entries = self.embedding(
+            clean, seen, counts=self.training and not self.frozen, apply_first=self._schedule.ties == 0
+        )
+        entries = self._trained(entries).to(z.dtype)
         # A live vector that is not finite makes the loss and its gradient NaN, an infinite one (0 * inf) too: the user,
         # or a gradient scaler, must see it.
         commitment = mean_square(z + 0 * z, entries.detach(), live)
         codebook = mean_square(clean, entries, seen)
-        counts = count_codes(torch.where(seen, indices, -1), self.codebook_size)
         terms = {
             "commitment": commitment.detach().float(),
             "codebook": codebook.detach().float(),
-            "perplexity": perplexity_of_counts(counts),
-            "usage": usage_of_counts(counts),
+            **usage_terms(torch.where(seen, indices, -1), self.codebook_size),
         }
         quantized = self.estimator(z, entries.detach())
         return QuantizerOutput(quantized, indices, self._loss(commitment, codebook), terms)
@@ -102,11 +97,6 @@ class _CodebookQuantizer(AbstractQuantizer):
     @abstractmethod
     def _loss(self, commitment: Tensor, codebook: Tensor) -> Tensor:
         """The weighted sum of the terms that train something."""
-
-    @staticmethod
-    def _seen(z: Tensor, live: Tensor) -> Tensor:
-        """Which vectors may enter the codebook: the live ones that are finite."""
-        return live & z.isfinite().all(dim=1)
 
 
 class VectorQuantizer(_CodebookQuantizer):
