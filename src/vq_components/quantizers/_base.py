@@ -220,7 +220,7 @@ class AbstractQuantizer(nn.Module, ABC):
         """Vectors ``(N, D_out)`` of indices ``(N, *index_shape)`` in ``[0, K)``; of several some may be -1, not all."""
 
     def _entries(self, indices: Tensor) -> Tensor:
-        """Vectors ``(N, D_out)`` of indices ``(N, *index_shape)`` in ``[-1, K)``, zero where there is no index but -1."""
+        """Vectors ``(N, D_out)`` of indices ``(N, *index_shape)`` in ``[-1, K)``, zero where all of them are -1."""
         if not self.index_shape:
             return torch.where((indices >= 0)[:, None], self._decode(indices.clamp(min=0)), 0)
         return torch.where((indices >= 0).flatten(1).any(dim=1)[:, None], self._decode(indices), 0)
