@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..functional import straight_through
-from ._base import AbstractQuantizer, QuantizerOutput, check_entries, seen_vectors, usage_terms
+from ._base import AbstractQuantizer, QuantizerOutput
+from ._terms import check_entries, seen_vectors, usage_terms
 
 
 class GumbelQuantizer(AbstractQuantizer):
@@ -72,7 +73,7 @@ class GumbelQuantizer(AbstractQuantizer):
         self.kl_weight = kl_weight
         self.straight_through = straight_through
         self.proj = nn.Linear(in_channels, codebook_size)
-        self.proj.register_load_state_dict_pre_hook(_flatten_convolution)
+        self.proj.register_load_state_dict_pre_hook(_flatten_convolution)  # type: ignore[no-untyped-call]
         self.embed = nn.Embedding(codebook_size, codebook_dim)
 
     @property

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..functional import index_backprop
-from ._base import AbstractQuantizer, QuantizerOutput, check_entries, mean_square, seen_vectors, usage_terms
+from ._base import AbstractQuantizer, QuantizerOutput
+from ._terms import check_entries, mean_square, seen_vectors, usage_terms
 
 
 class IndexBackpropQuantizer(AbstractQuantizer):

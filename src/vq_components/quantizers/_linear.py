@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..functional import nearest_code, straight_through
-from ._base import AbstractQuantizer, QuantizerOutput, check_entries, mean_square, seen_vectors, usage_terms
+from ._base import AbstractQuantizer, QuantizerOutput
+from ._terms import check_entries, mean_square, seen_vectors, usage_terms
 
 
 class SimVQ(AbstractQuantizer):
@@ -32,7 +33,7 @@ class SimVQ(AbstractQuantizer):
         >>> quantized, indices, loss, terms = vq(torch.randn(2, 8, 4, 4))
         >>> torch.equal(vq.decode(indices), quantized)
         True
-        >>> [name for name, parameter in vq.named_parameters()]
+        >>> [name for name, parameter in vq.named_parameters() if parameter.requires_grad]
         ['embedding_proj.weight', 'embedding_proj.bias']
     """
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ._base import AbstractQuantizer, QuantizerOutput, mean_square, seen_vectors, usage_terms
+from ._base import AbstractQuantizer, QuantizerOutput
+from ._terms import mean_square, seen_vectors, usage_terms
 
 
 class FSQ(AbstractQuantizer):

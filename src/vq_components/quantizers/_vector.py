@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ._base import AbstractQuantizer, QuantizerOutput, check_entries, mean_square, seen_vectors, usage_terms
+from ._base import AbstractQuantizer, QuantizerOutput
 from ._codebook import Codebook
 from ._revival import DeadCodeRevival
+from ._statistics import as_entries
+from ._terms import check_entries, mean_square, seen_vectors, usage_terms
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
+Distance = Literal["euclidean", "cosine"]
 
 
 class _CodebookQuantizer(AbstractQuantizer):
@@ -27,8 +30,11 @@ class _CodebookQuantizer(AbstractQuantizer):
 
     @property
     def codebook(self) -> Tensor:
-        """The entries, ``(K, D)``: the parameter or buffer itself. Use :meth:`set_codebook_` to replace them."""
-        return self.embedding.weight
+        """The entries, ``(K, D)``: the parameter or buffer itself, with cosine distance its rows at length 1.
+
+        Use :meth:`set_codebook_` to replace them.
+        """
+        return self.embedding.all_entries()
 
     @property
     def revival(self) -> DeadCodeRevival | None:
@@ -70,13 +76,14 @@ class _CodebookQuantizer(AbstractQuantizer):
 
     def _encode(self, z: Tensor, live: Tensor) -> Tensor:
         seen = seen_vectors(z, live)
-        return self.embedding.look_up(torch.where(seen[:, None], z, 0), seen)
+        return self.embedding.look_up(torch.where(seen[:, None], self._compared(z), 0), seen)
 
     def _decode(self, indices: Tensor) -> Tensor:
         return self.embedding.entries(indices)
 
     def _quantize(self, z: Tensor, live: Tensor) -> QuantizerOutput:
         seen = seen_vectors(z, live)
+        z = self._compared(z)
         clean = torch.where(seen[:, None], z.detach(), 0)
         indices, entries = self.embedding(
             clean, seen, counts=self.training and not self.frozen, apply_first=self._schedule.ties == 0
@@ -93,6 +100,10 @@ class _CodebookQuantizer(AbstractQuantizer):
         }
         quantized = self.estimator(z, entries.detach())
         return QuantizerOutput(quantized, indices, self._loss(commitment, codebook), terms)
+
+    def _compared(self, z: Tensor) -> Tensor:
+        """What is compared with the entries: the vectors, or their directions."""
+        return as_entries(z, unit_norm=self.embedding.unit_norm)
 
     @abstractmethod
     def _loss(self, commitment: Tensor, codebook: Tensor) -> Tensor:
@@ -120,6 +131,9 @@ class VectorQuantizer(_CodebookQuantizer):
         codebook_dim: their width ``D``, the number of channels of the input.
         commitment_weight: pull of the entries on the encoder.
         codebook_weight: pull of the encoder's output on the entries.
+        distance: ``"euclidean"``, or ``"cosine"``: vectors and entries are compared at length 1, and ``z`` and ``e``
+            in the loss are those. ``quantized`` then has length 1, and gradients pass through the division by the
+            length: the l2-normalized codes of Yu et al., "Vector-quantized Image Modeling with Improved VQGAN" (2021).
         estimator: ``(z, entries) -> quantized`` with the value of ``entries`` and a gradient for ``z``.
         init: ``"data"`` takes the entries from the first training batch; ``"uniform"`` draws them from
             ``U(-1 / K, 1 / K)``, as the VQ-GAN code does, which leaves most of a large codebook unused.
@@ -127,7 +141,7 @@ class VectorQuantizer(_CodebookQuantizer):
         channel_dim: where the channels are, 1 for ``(B, C, ...)``, -1 for channels last.
 
     Raises:
-        ValueError: if a size is not positive, ``init`` is unknown or ``channel_dim`` is 0.
+        ValueError: if a size is not positive, ``init`` or ``distance`` is unknown or ``channel_dim`` is 0.
 
     Note:
         A vector that is not finite gets index 0 and enters no statistics; it makes the commitment term, hence the
@@ -149,12 +163,20 @@ class VectorQuantizer(_CodebookQuantizer):
         *,
         commitment_weight: float = 0.25,
         codebook_weight: float = 1.0,
+        distance: Distance = "euclidean",
         estimator: Estimator = functional.straight_through,
         init: Literal["data", "uniform"] = "data",
         revival: DeadCodeRevival | None = DeadCodeRevival(),  # noqa: B008 (frozen)
         channel_dim: int = 1,
     ) -> None:
-        codebook = Codebook(codebook_size, codebook_dim, trained_by="gradient", init=init, revival=revival)
+        codebook = Codebook(
+            codebook_size,
+            codebook_dim,
+            trained_by="gradient",
+            init=init,
+            revival=revival,
+            unit_norm=_is_cosine(distance),
+        )
         super().__init__(codebook, commitment_weight=commitment_weight, estimator=estimator, channel_dim=channel_dim)
         self.codebook_weight = codebook_weight
 
@@ -180,14 +202,16 @@ class EMAVectorQuantizer(_CodebookQuantizer):
         commitment_weight: pull of the entries on the encoder, ``beta`` in the paper.
         decay: of the averages, per update, in ``[0, 1)``.
         eps: weight of an entry's present place in ``e_k = (m_k + eps * e_k) / (N_k + eps)``, where ``N_k`` is tiny.
+        distance: ``"euclidean"`` or ``"cosine"``, as in :class:`VectorQuantizer`; with cosine distance every update
+            ends by bringing the entries to length 1.
         estimator: ``(z, entries) -> quantized`` with the value of ``entries`` and a gradient for ``z``.
         init: ``"data"`` or ``"uniform"``, as in :class:`VectorQuantizer`.
         revival: when and how dead entries are replaced; None leaves them.
         channel_dim: where the channels are, 1 for ``(B, C, ...)``, -1 for channels last.
 
     Raises:
-        ValueError: if a size is not positive, ``decay`` or ``eps`` is out of range, ``init`` is unknown or
-            ``channel_dim`` is 0.
+        ValueError: if a size is not positive, ``decay`` or ``eps`` is out of range, ``init`` or ``distance`` is unknown
+            or ``channel_dim`` is 0.
 
     Example:
         >>> vq = EMAVectorQuantizer(codebook_size=512, codebook_dim=64)
@@ -207,6 +231,7 @@ class EMAVectorQuantizer(_CodebookQuantizer):
         commitment_weight: float = 0.25,
         decay: float = 0.99,
         eps: float = 1e-5,
+        distance: Distance = "euclidean",
         estimator: Estimator = functional.straight_through,
         init: Literal["data", "uniform"] = "data",
         revival: DeadCodeRevival | None = DeadCodeRevival(),  # noqa: B008 (frozen)
@@ -217,9 +242,22 @@ class EMAVectorQuantizer(_CodebookQuantizer):
                 f"EMAVectorQuantizer needs decay in [0, 1) and a positive eps, but got decay={decay}, eps={eps}."
             )
         codebook = Codebook(
-            codebook_size, codebook_dim, trained_by="average", init=init, revival=revival, decay=decay, eps=eps
+            codebook_size,
+            codebook_dim,
+            trained_by="average",
+            init=init,
+            revival=revival,
+            decay=decay,
+            eps=eps,
+            unit_norm=_is_cosine(distance),
         )
         super().__init__(codebook, commitment_weight=commitment_weight, estimator=estimator, channel_dim=channel_dim)
 
     def _loss(self, commitment: Tensor, codebook: Tensor) -> Tensor:
         return self.commitment_weight * commitment
+
+
+def _is_cosine(distance: Distance) -> bool:
+    if distance not in ("euclidean", "cosine"):
+        raise ValueError(f"distance must be 'euclidean' or 'cosine', but got {distance!r}.")
+    return distance == "cosine"

@@ -15,9 +15,9 @@ class ProjectedQuantizer(AbstractQuantizer):
     """Runs a quantizer in a space of another width: ``dim -> quantizer.dim``, ``quantizer.dim_out -> dim``.
 
     ``quantized = W_out q(W_in z + b_in) + b_out``, with the loss, terms and indices of ``q``. A codebook of low width
-    is used more evenly: the factorized codes of Yu et al., "Vector-quantized Image Modeling with Improved VQGAN" (2021),
-    which they combine with ``distance="cosine"``. Both projections are trained by the gradient of the output, the first
-    one by the loss as well. They compute in float32 whatever autocast says.
+    is used more evenly: the factorized codes of Yu et al., "Vector-quantized Image Modeling with Improved VQGAN"
+    (2021), which they combine with ``distance="cosine"``. Both projections are trained by the gradient of the output,
+    the first one by the loss as well. They compute in float32 whatever autocast says.
 
     Args:
         quantizer: any quantizer; its ``channel_dim`` is not used.
