@@ -63,11 +63,11 @@ def search(z: Tensor, codebook: Tensor) -> Tensor:
     if missing:
         codebook, bias = F.pad(codebook, (0, 0, 0, missing)), F.pad(bias, (0, missing), value=-torch.inf)
     size = len(bias)
-    tile = _TILE_ON_CPU if z.device.type == "cpu" else _TILE_ELSEWHERE
+    tile = tile_size(z.device.type)
     columns = min(size, max(tile // 64, 1))
     rows = max(tile // columns, 1)
     indices = torch.empty(z.shape[0], dtype=torch.int64, device=z.device)
-    with _exact_products(z.device.type):
+    with exact_products(z.device.type):
         for top in range(0, z.shape[0], rows):
             part = z[top : top + rows]
             best, index = torch.addmm(bias[:columns], part, codebook[:columns].T).max(dim=1)
@@ -93,8 +93,13 @@ def _(z: Tensor, codebook: Tensor) -> Tensor:
     return z.new_empty(z.shape[0], dtype=torch.int64)
 
 
+def tile_size(device_type: str) -> int:
+    """Entries of one tile of scores on this kind of device."""
+    return _TILE_ON_CPU if device_type == "cpu" else _TILE_ELSEWHERE
+
+
 @contextlib.contextmanager
-def _exact_products(device_type: str) -> Iterator[None]:
+def exact_products(device_type: str) -> Iterator[None]:
     """Full float32 matrix products, whatever autocast and the settings for reduced precision say."""
     backends = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
     switches: list[Any] = [matmul for matmul in backends if hasattr(matmul, "fp32_precision")]
