@@ -31,8 +31,12 @@ from ._public import check_quantizer as check_quantizer
 from ._public import check_tokenizer as check_tokenizer
 from ._public import checks_of as checks_of
 from ._public import parametrize_with_checks as parametrize_with_checks
+from ._public import traits_of as traits_of
 from ._quantizer_adapters import QuantizerAdapter as QuantizerAdapter
 from ._quantizer_adapters import QuantizerResult as QuantizerResult
+from ._quantizer_adapters import diffusers as diffusers
+from ._quantizer_adapters import taming as taming
+from ._quantizer_adapters import vector_quantize_pytorch as vector_quantize_pytorch
 from ._quantizer_subject import QuantizerSubject as QuantizerSubject
 from ._quantizer_traits import QuantizerTraits as QuantizerTraits
 from ._tokenizer import TokenizerAdapter as TokenizerAdapter

@@ -10,6 +10,7 @@ from ._engine import Kind
 from ._loss_subject import LOSS, LossAdapter, LossSubject, LossTraits
 from ._prior_subject import PRIOR, PriorSubject, PriorTraits
 from ._quantizer_subject import QUANTIZER, QuantizerSubject
+from ._quantizer_traits import QuantizerTraits
 from ._tokenizer import TOKENIZER, TokenizerAdapter, TokenizerSubject, TokenizerTraits
 
 _KINDS: dict[type, Kind[Any]] = {QuantizerSubject: QUANTIZER, LossSubject: LOSS, PriorSubject: PRIOR, TokenizerSubject: TOKENIZER}
@@ -160,6 +161,24 @@ def parametrize_with_checks(
     """
     pairs = [_with_kind(subject) for subject in subjects]
     return _pytest.parametrize(pairs, expected_failures or {})
+
+
+def traits_of(quantizer: Any, *, adapter: Any = None) -> QuantizerTraits:
+    """The traits that are taken for a quantizer if none are given: a start for one's own.
+
+    Args:
+        quantizer: as :func:`check_quantizer` takes it.
+        adapter: likewise.
+
+    Raises:
+        TypeError: if its number of channels is not to be found.
+
+    Example:
+        >>> from vq_components import VectorQuantizer
+        >>> traits_of(VectorQuantizer(16, 4)).commitment_weight
+        0.25
+    """
+    return QuantizerSubject(quantizer, adapter=adapter).traits
 
 
 def checks_of(subject: Any) -> dict[str, Callable[..., None]]:

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,7 +85,11 @@ def _find_decode(module: Any) -> Callable[[Any, Tensor, torch.Size], Tensor] | N
 
 
 def _find_codebook(module: Any) -> Callable[[Any], Tensor] | None:
-    if isinstance(getattr(module, "codebook", None), Tensor):
+    try:
+        codebook = getattr(module, "codebook", None)
+    except TypeError:  # one that says that it has none
+        return None
+    if isinstance(codebook, Tensor) and codebook.ndim == 2:
         return lambda module: module.codebook
     weight = getattr(getattr(module, "embedding", None), "weight", None)
     if isinstance(weight, Tensor) and weight.ndim == 2:
@@ -117,23 +121,30 @@ def find_traits(module: Any, adapter: QuantizerAdapter) -> QuantizerTraits:
 
 def _own_traits(module: Any, base: dict[str, Any], *, has_codebook: bool) -> QuantizerTraits:
     """Of quantizers with this package's interface, which have settings under known names."""
-    state = getattr(module, "embedding", module)
-    plain = has_codebook and module.index_shape == ()
-    return QuantizerTraits(
+    common: dict[str, Any] = {
         **base,
-        dim_out=getattr(module, "dim_out", None),
-        index_shape=module.index_shape,
-        composite=not plain,
-        distance="euclidean" if plain else None,
-        learns=plain,
-        commitment_weight=getattr(module, "commitment_weight", None) if plain else None,
-        codebook_weight=getattr(module, "codebook_weight", 0.0) if plain else None,
-        decay=getattr(state, "decay", None) if plain and hasattr(state, "embed_avg") else None,
-        eps=getattr(state, "eps", 1e-5),
-        starts_from_data=bool(getattr(state, "starts_from_data", False)),
-        mask="mask" in inspect.signature(module.forward).parameters,
-        two_phase=True,
-        strict=True,
+        "dim_out": getattr(module, "dim_out", None),
+        "index_shape": module.index_shape,
+        "mask": "mask" in inspect.signature(module.forward).parameters,
+        "two_phase": True,
+        "strict": True,
+    }
+    state = getattr(module, "embedding", module)
+    if not (has_codebook and hasattr(module, "revival")):  # not one of the two that look up free vectors
+        learns_from_output = any(getattr(part, "_learns_from_output", False) for part in module.modules())
+        return QuantizerTraits(
+            **common, composite=not has_codebook, estimator="other", trains_codebook=learns_from_output, learns=False
+        )
+    common["starts_from_data"] = bool(getattr(state, "starts_from_data", False))
+    if getattr(state, "unit_norm", False):
+        return QuantizerTraits(**common, distance="cosine", estimator="other")
+    return QuantizerTraits(
+        **common,
+        distance="euclidean",
+        commitment_weight=module.commitment_weight,
+        codebook_weight=getattr(module, "codebook_weight", 0.0),
+        decay=state.decay if hasattr(state, "embed_avg") else None,
+        eps=state.eps,
     )
 
 
@@ -142,7 +153,6 @@ def _peer_traits(module: Any) -> QuantizerTraits:
     from_image = bool(getattr(module, "accept_image_fmap", False) or getattr(module, "channel_first", False))
     name = type(module).__name__
     stages = getattr(module, "num_quantizers", None)
-    levels = getattr(module, "_levels", None)
     groups = getattr(module, "num_codebooks", 1) if getattr(module, "keep_num_codebooks_dim", False) else None
     extra = stages if stages is not None else groups
     size = getattr(module, "codebook_size", None)
@@ -154,12 +164,22 @@ def _peer_traits(module: Any) -> QuantizerTraits:
         space=(2,) if from_image else (1,),
         index_shape=() if extra is None else (int(extra),),
         composite=name != "VectorQuantize",
-        distance="euclidean" if name == "VectorQuantize" and not getattr(module, "use_cosine_sim", False) else None,
-        estimator="straight_through" if name in ("VectorQuantize", "SimVQ") and levels is None else "other",
+        distance=_peer_distance(module),
+        estimator="other",  # the rotation trick by default, or a gradient through a bound
         trains_codebook=name != "VectorQuantize",
         learns=learns,
         batched_loss=name in ("VectorQuantize", "SimVQ", "ResidualVQ", "FSQ"),
     )
+
+
+def _peer_distance(module: Any) -> Literal["euclidean", "cosine"] | None:
+    if type(module).__name__ != "VectorQuantize":
+        return None
+    return "cosine" if "Cosine" in type(module._codebook).__name__ or _uses_cosine(module) else "euclidean"
+
+
+def _uses_cosine(module: Any) -> bool:
+    return bool(getattr(module, "use_cosine_sim", False) or getattr(module._codebook, "use_cosine_sim", False))
 
 
 def _peer_dim(module: Any) -> int:

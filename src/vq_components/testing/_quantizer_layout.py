@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._compare import gap, state_difference, state_of
+from ._compare import differ, gap, state_difference, state_of
 from ._engine import isolated
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_decode
 from ._report import fail, require
@@ -151,7 +151,12 @@ def check_half_precision(subject: QuantizerSubject) -> None:
         module = subject.started(training=training)
         for dtype in dtypes:
             z = subject.input(256).to(dtype)
-            result = subject.call_copy(module, z)
+            try:
+                result = subject.call_copy(module, z)
+            except (RuntimeError, TypeError):
+                if subject.traits.strict:
+                    raise
+                continue  # refused, as a float32 layer of torch does
             expected = subject.call_copy(module, z.float())
             require(result.quantized.dtype == dtype, f"quantized is {result.quantized.dtype} for {dtype}")
             wide = torch.promote_types(dtype, torch.float32)
@@ -160,7 +165,8 @@ def check_half_precision(subject: QuantizerSubject) -> None:
                 continue
             text = gap(subject.flat(result.indices), subject.flat(expected.indices))
             require(not text, f"{dtype}: {text} in the indices")
-            text = subject.differ(result.quantized, expected.quantized.to(dtype))
+            rounding = 0.0 if subject.traits.strict else 4 * torch.finfo(dtype).eps
+            text = differ(result.quantized, expected.quantized.to(dtype), rtol=rounding, atol=rounding)
             require(not text, f"{dtype}: {text} in quantized")
 
 

@@ -162,7 +162,7 @@ def _check_twins(subject: QuantizerSubject, module: Any, other: Any, name: str) 
 @QUANTIZER.check(
     rule="the codebook keeps its float32 under .half() and .bfloat16(), and the module works there",
     cause="averages in half precision, which stop at 2^-8 of their value",
-    applies=lambda subject: subject.traits.strict and has_codebook(subject),
+    applies=lambda subject: subject.traits.strict and hasattr(subject.fresh(), "revival"),
 )
 def check_half_module(subject: QuantizerSubject) -> None:
     """Guards the codebook inside a model that is converted to half precision.
@@ -193,7 +193,8 @@ def check_micro_batches(subject: QuantizerSubject) -> None:
 
         self.cluster_size.lerp_(counts, 0.01)  # in forward
     """
-    start, z = subject.started(), subject.input(96)
+    start = subject.started()
+    z = subject.to_layout(torch.randn(32, *subject.space, subject.traits.dim))  # four equal parts
     whole, parts = clone(start), clone(start)
     total = subject.call(whole, z).loss.reshape(())
     losses = [subject.call(parts, part).loss.reshape(()) for part in z.chunk(4)]

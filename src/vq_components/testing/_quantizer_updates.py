@@ -12,11 +12,11 @@ from ._report import require
 
 
 def _two_phase(subject: QuantizerSubject) -> bool:
-    return subject.traits.two_phase and has_codebook(subject) and not subject.traits.composite
+    return subject.traits.two_phase and has_codebook(subject) and hasattr(subject.fresh(), "revival")
 
 
 def _can_be_set(subject: QuantizerSubject) -> bool:
-    return _two_phase(subject) and hasattr(subject.fresh(), "set_codebook_")
+    return _two_phase(subject) and subject.traits.distance == "euclidean"
 
 
 def _revives(subject: QuantizerSubject) -> bool:

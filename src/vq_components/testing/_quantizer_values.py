@@ -144,7 +144,11 @@ def _distances(z: Tensor, codebook: Tensor, *, cosine: bool) -> Tensor:
 @QUANTIZER.check(
     rule="of equally near entries, the first is taken",
     cause="max() or min() over blocks that are compared with >= instead of >",
-    applies=lambda subject: subject.traits.strict and callable(getattr(subject.fresh(), "set_codebook_", None)),
+    applies=lambda subject: (
+        subject.traits.strict
+        and subject.traits.distance is not None
+        and callable(getattr(subject.fresh(), "set_codebook_", None))
+    ),
 )
 def check_ties(subject: QuantizerSubject) -> None:
     """Guards the choice between equal entries, which otherwise depends on the machine.
@@ -204,7 +208,8 @@ def check_batch_independence(subject: QuantizerSubject) -> None:
             indices = torch.cat([subject.flat(part.indices) for part in parts])
             text = gap(indices, subject.flat(together.indices))
             require(not text, f"in batches of {size}: {text} in the indices")
-            text = subject.differ(torch.cat([part.quantized for part in parts]), together.quantized)
+            # A projection rounds differently in another shape.
+            text = subject.about(torch.cat([part.quantized for part in parts]), together.quantized)
             require(not text, f"in batches of {size}: {text} in quantized")
 
 
