@@ -33,9 +33,10 @@ def vector_quantize_pytorch_subjects():
 
     # Its entropy is that of the batch, and its estimator is the plain one.
     lfq = {"estimator": "straight_through", "trains_codebook": False, "batched_loss": False}
+    dead = {"kmeans_init": True, "threshold_ema_dead_code": 2}
     built = {
         "VectorQuantize": (peer.VectorQuantize(dim=8, codebook_size=16), {}),
-        "VectorQuantize-kmeans": (peer.VectorQuantize(dim=8, codebook_size=16, kmeans_init=True, threshold_ema_dead_code=2), {}),
+        "VectorQuantize-kmeans": (peer.VectorQuantize(dim=8, codebook_size=16, **dead), {}),
         "VectorQuantize-image": (peer.VectorQuantize(dim=8, codebook_size=16, accept_image_fmap=True), {}),
         "VectorQuantize-cosine": (peer.VectorQuantize(dim=8, codebook_size=16, use_cosine_sim=True), {}),
         "VectorQuantize-large": (peer.VectorQuantize(dim=8, codebook_size=1024), {}),
@@ -43,7 +44,7 @@ def vector_quantize_pytorch_subjects():
         "LFQ": (peer.LFQ(codebook_size=32, dim=5), lfq),
         "SimVQ": (peer.SimVQ(dim=8, codebook_size=16), {}),
         "ResidualVQ": (peer.ResidualVQ(dim=8, codebook_size=16, num_quantizers=2), {}),
-    }  # fmt: skip
+    }
     adapter = vector_quantize_pytorch
     return [
         QuantizerSubject(each, name=name, adapter=adapter, traits=declared(each, adapter, **traits))

@@ -34,7 +34,12 @@ def subjects():
         "gumbel": (GumbelQuantizer(16, 4, in_channels=6), {"stochastic": True}),
         "projected": (ProjectedQuantizer(VectorQuantizer(16, 4), dim=6), {}),
         "residual": (ResidualQuantizer([VectorQuantizer(16, 4) for _ in range(3)]), {}),
-        "residual-ema": (ResidualQuantizer([EMAVectorQuantizer(16, 4, decay=0.9) for _ in range(2)], channel_dim=-1), {}),
+        "residual-ema": (
+            ResidualQuantizer([EMAVectorQuantizer(16, 4, decay=0.9) for _ in range(2)], channel_dim=-1),
+            {},
+        ),
         "grouped": (GroupedQuantizer([VectorQuantizer(16, 3), VectorQuantizer(16, 2)]), {}),
     }
-    return [QuantizerSubject(each, name=name, traits=declared(each, **traits)) for name, (each, traits) in built.items()]
+    return [
+        QuantizerSubject(each, name=name, traits=declared(each, **traits)) for name, (each, traits) in built.items()
+    ]

@@ -4,24 +4,29 @@
 ``parametrize_with_checks([...])`` makes a pytest test of each. Nothing but torch is imported here.
 """
 
+from . import _loss_manners as _loss_manners
 from . import _loss_players as _loss_players
 from . import _loss_values as _loss_values
 from . import _prior_conditional as _prior_conditional
 from . import _prior_logits as _prior_logits
+from . import _prior_network as _prior_network
 from . import _prior_sampling as _prior_sampling
 from . import _quantizer_gradients as _quantizer_gradients
 from . import _quantizer_layout as _quantizer_layout
+from . import _quantizer_manners as _quantizer_manners
 from . import _quantizer_mask as _quantizer_mask
+from . import _quantizer_revival as _quantizer_revival
 from . import _quantizer_state as _quantizer_state
 from . import _quantizer_systems as _quantizer_systems
 from . import _quantizer_updates as _quantizer_updates
 from . import _quantizer_values as _quantizer_values
-from ._loss_subject import LossAdapter as LossAdapter
+from . import _tokenizer_checks as _tokenizer_checks
+from ._loss_adapters import LossAdapter as LossAdapter
+from ._loss_adapters import LossTraits as LossTraits
+from ._loss_adapters import Scene as Scene
+from ._loss_adapters import own_loss as own_loss
+from ._loss_adapters import taming_loss as taming_loss
 from ._loss_subject import LossSubject as LossSubject
-from ._loss_subject import LossTraits as LossTraits
-from ._loss_subject import Scene as Scene
-from ._loss_subject import own_loss as own_loss
-from ._loss_subject import taming_loss as taming_loss
 from ._prior_subject import PriorAdapter as PriorAdapter
 from ._prior_subject import PriorSubject as PriorSubject
 from ._prior_subject import PriorTraits as PriorTraits
@@ -39,8 +44,8 @@ from ._quantizer_adapters import taming as taming
 from ._quantizer_adapters import vector_quantize_pytorch as vector_quantize_pytorch
 from ._quantizer_subject import QuantizerSubject as QuantizerSubject
 from ._quantizer_traits import QuantizerTraits as QuantizerTraits
+from ._report import CheckError as CheckError
+from ._report import CheckFailure as CheckFailure
 from ._tokenizer import TokenizerAdapter as TokenizerAdapter
 from ._tokenizer import TokenizerSubject as TokenizerSubject
 from ._tokenizer import TokenizerTraits as TokenizerTraits
-from ._report import CheckError as CheckError
-from ._report import CheckFailure as CheckFailure

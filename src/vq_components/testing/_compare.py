@@ -60,3 +60,8 @@ def clone(module: Any) -> Any:
     if isinstance(twin, nn.Module):
         twin.zero_grad(set_to_none=True)
     return twin
+
+
+def backward(loss: Tensor) -> None:
+    """Calls ``backward()`` of one number of any shape."""
+    torch.autograd.backward(loss.reshape(()))

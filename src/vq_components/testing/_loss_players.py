@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from ._compare import clone, state_difference, state_of
-from ._loss_subject import LOSS, LossSubject, Scene
+from ._compare import backward, clone, state_difference, state_of
+from ._loss_adapters import Scene
+from ._loss_subject import LOSS, LossSubject
 from ._report import require
 
 
@@ -36,7 +37,9 @@ def check_reconstruction_pulls(loss: LossSubject) -> None:
     with torch.no_grad():
         before = (scene.reconstructions - scene.images).abs().mean()
         after = (scene.reconstructions - 1e-2 * grad / grad.abs().max() - scene.images).abs().mean()
-    require(bool(after < before), f"mean |x - y| is {float(before):.6g}, and {float(after):.6g} after a step down the loss")
+    require(
+        bool(after < before), f"mean |x - y| is {float(before):.6g}, and {float(after):.6g} after a step down the loss"
+    )
 
 
 @LOSS.check(
@@ -79,7 +82,7 @@ def check_discriminator_tells_apart(loss: LossSubject) -> None:
     for _ in range(20):
         optimizer.zero_grad()
         value, _ = loss.adapter.discriminator(module, scene, loss.full)
-        value.reshape(()).backward()
+        backward(value.reshape(()))
         optimizer.step()
     with torch.no_grad():
         real = network(loss.with_condition(scene.images, scene)).mean()
@@ -102,7 +105,7 @@ def check_generator_leaves_discriminator(loss: LossSubject) -> None:
         network, scene = loss.adapter.network(module), loss.scene()
         before, modes = state_of(network), [part.training for part in network.modules()]
         value, _ = loss.adapter.generator(module, scene, loss.full)
-        value.reshape(()).backward()
+        backward(value.reshape(()))
         named = dict(network.named_parameters())
         touched = [name for name, parameter in named.items() if parameter.grad is not None]
         require(not touched, f"gradients at {len(touched)} of {len(named)} parameters of the discriminator")
@@ -128,7 +131,7 @@ def check_discriminator_leaves_generator(loss: LossSubject) -> None:
         module, scene = loss.used(), loss.scene()
         value, _ = loss.adapter.discriminator(module, scene, step)
         if value.requires_grad:
-            value.reshape(()).backward()
+            backward(value.reshape(()))
         leaves = ("features", "last layer", "quantizer loss")
         touched = [name for name, leaf in zip(leaves, scene.leaves, strict=True) if leaf.grad is not None]
         require(not touched, f"step {step}: gradients at the {', '.join(touched)}")
@@ -152,7 +155,7 @@ def check_discriminator_start(loss: LossSubject) -> None:
         before = state_of(network)
         value, _ = loss.adapter.discriminator(module, scene, step)
         if value.requires_grad:
-            value.reshape(()).backward()
+            backward(value.reshape(()))
         moves = any(p.grad is not None and bool(p.grad.any()) for p in network.parameters())
         require(moves == (step >= start), f"step {step} with disc_start={start}: {'a' if moves else 'no'} gradient")
         if loss.traits.strict and step < start:

@@ -33,8 +33,9 @@ def _value_tokens(condition: Any, value: Tensor | None, batch: int) -> Tensor:
     if value is None:
         return torch.zeros(batch, 1, dtype=torch.int64)
     if name == "Coordinates":
-        return (value.double() * condition.bins).floor().long().clamp(max=condition.bins - 1)
-    return value.reshape(batch, -1).long()
+        bins = int(condition.bins)
+        return (value.double() * bins).floor().long().clamp(max=bins - 1)
+    return torch.as_tensor(value).reshape(batch, -1).long()
 
 
 def _prefix(module: Any, values: Values, batch: int, *, dropped: bool) -> Tensor:
@@ -99,10 +100,12 @@ def check_conditional_noise(prior: PriorSubject) -> None:
         prefix, inputs = read[:, : given.shape[1]], read[:, given.shape[1] :]
         kept = float((inputs == tokens[:, :-1]).double().mean())
         expected = pkeep + (1 - pkeep) / module.image_vocab
-        require(abs(kept - expected) < 0.05, f"pkeep={pkeep}: {kept:.3f} of the tokens are as given, not {expected:.3f}")
-        require(0 <= int(inputs.min()) and int(inputs.max()) < module.image_vocab, "a replacement is no image token")
+        require(
+            abs(kept - expected) < 0.05, f"pkeep={pkeep}: {kept:.3f} of the tokens are as given, not {expected:.3f}"
+        )
+        require(int(inputs.min()) >= 0 and int(inputs.max()) < module.image_vocab, "a replacement is no image token")
         if pkeep < 0.5:
-            require(len(inputs.unique()) == module.image_vocab, "replacements do not take all tokens")
+            require(len(torch.unique(inputs)) == module.image_vocab, "replacements do not take all tokens")
         whole, none = (prefix == given).all(dim=1), (prefix == free).all(dim=1)
         require(bool((whole | none).all()), "conditions are dropped one by one, or in part")
         if can_drop and not torch.equal(given, free):
@@ -156,8 +159,10 @@ def _under(value: Tensor, start: tuple[int, int], size: tuple[int, int], grid: t
 
 @PRIOR.check(
     rule="sampling by windows gives what one token after the other gives, each in the window around it",
-    cause="rows that run too close behind each other, a window that is off by one, or conditions that do not slide along",
-    applies=lambda subject: subject.adapter.windows is not None and subject.traits.grid is not None and _is_own(subject),
+    cause="rows that run too close behind each other, a window that is off by one, or conditions that do not slide",
+    applies=lambda subject: (
+        subject.adapter.windows is not None and subject.traits.grid is not None and _is_own(subject)
+    ),
 )
 def check_windows(prior: PriorSubject) -> None:
     """Guards images larger than those of the training, by a plain loop, for several sizes.
@@ -172,9 +177,7 @@ def check_windows(prior: PriorSubject) -> None:
     for grid in ((height + 2, width + 3), (height, 2 * width), (2 * height, width), (max(height - 1, 1), width + 1)):
         values = tuple(
             torch.randint(int(value.max()) + 1, (2, *grid)) if type(condition).__name__ == "SpatialTokens" else value
-            for condition, value in zip(
-                [c for c in module.conditions if c.takes_value], prior.values(2), strict=True
-            )
+            for condition, value in zip([c for c in module.conditions if c.takes_value], prior.values(2), strict=True)
             if type(condition).__name__ != "Coordinates"
         )
         tokens = prior.adapter.windows(module, grid, (height, width), 2, values, {"temperature": 0.0})

@@ -166,9 +166,7 @@ def check_guidance(prior: PriorSubject) -> None:
         tokens = prior.generate(module, many, 1, _repeat(values, _SAMPLES), guidance=weight)[:, -1]
         expected = filtered(prior_free + weight * (given - prior_free), {})
         check_frequencies(tokens, expected, f"generate(guidance={weight})")
-    a, b = (
-        prior.generate(module, prompt, 3, each, guidance=0.0, temperature=0.0) for each in (values, other)
-    )
+    a, b = (prior.generate(module, prompt, 3, each, guidance=0.0, temperature=0.0) for each in (values, other))
     require(torch.equal(a, b), "guidance=0 depends on the conditions")
 
 

@@ -94,9 +94,7 @@ def _own_windows(
 ) -> Tensor:
     from ..prior import generate_windows
 
-    return generate_windows(
-        module, grid=grid, window=window, batch_size=batch_size, conditions=values, **settings
-    )
+    return generate_windows(module, grid=grid, window=window, batch_size=batch_size, conditions=values, **settings)
 
 
 def _own_adapter(module: Any) -> PriorAdapter:

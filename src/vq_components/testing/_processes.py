@@ -12,6 +12,11 @@ import torch
 import torch.distributed as dist
 
 
+def can_run_two() -> bool:
+    """Whether this system can: it needs gloo and forks."""
+    return dist.is_available() and dist.is_gloo_available() and "fork" in multiprocessing.get_all_start_methods()
+
+
 def in_two_processes(run: Callable[[int], Any], *, seconds: int = 60) -> tuple[Any, Any]:
     """``run(rank)`` in two processes of one gloo group; what both returned.
 
@@ -46,8 +51,10 @@ def in_two_processes(run: Callable[[int], Any], *, seconds: int = 60) -> tuple[A
 def _work(run: Callable[[int], Any], rank: int, folder: str, seconds: int) -> None:
     torch.set_num_threads(1)
     try:
-        store = dist.FileStore(str(Path(folder, "store")), 2)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=seconds // 2))
+        address = f"file://{Path(folder, 'store')}"
+        dist.init_process_group(
+            "gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=seconds // 2)
+        )
         torch.save(run(rank), Path(folder, f"result{rank}"))
         dist.barrier()
         dist.destroy_process_group()

@@ -7,13 +7,19 @@ from torch import nn
 
 from . import _pytest
 from ._engine import Kind
-from ._loss_subject import LOSS, LossAdapter, LossSubject, LossTraits
+from ._loss_adapters import LossAdapter, LossTraits
+from ._loss_subject import LOSS, LossSubject
 from ._prior_subject import PRIOR, PriorSubject, PriorTraits
 from ._quantizer_subject import QUANTIZER, QuantizerSubject
 from ._quantizer_traits import QuantizerTraits
 from ._tokenizer import TOKENIZER, TokenizerAdapter, TokenizerSubject, TokenizerTraits
 
-_KINDS: dict[type, Kind[Any]] = {QuantizerSubject: QUANTIZER, LossSubject: LOSS, PriorSubject: PRIOR, TokenizerSubject: TOKENIZER}
+_KINDS: dict[type, Kind[Any]] = {
+    QuantizerSubject: QUANTIZER,
+    LossSubject: LOSS,
+    PriorSubject: PRIOR,
+    TokenizerSubject: TOKENIZER,
+}
 
 
 def check_quantizer(
@@ -182,7 +188,7 @@ def traits_of(quantizer: Any, *, adapter: Any = None) -> QuantizerTraits:
 
 
 def checks_of(subject: Any) -> dict[str, Callable[..., None]]:
-    """The checks that apply to a subject, by name: ``for check in checks_of(subject).values(): check(subject)``.
+    """Names and functions of the checks that apply, to be called with the subject one by one.
 
     Args:
         subject: as :func:`parametrize_with_checks` takes them.

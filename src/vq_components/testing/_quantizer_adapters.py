@@ -113,7 +113,7 @@ def find_traits(module: Any, adapter: QuantizerAdapter) -> QuantizerTraits:
             f"Pass traits=QuantizerTraits(dim=...)."
         )
     size = getattr(module, "codebook_size", None if codebook is None else len(codebook))
-    base = {"dim": dim, "codebook_size": size, "channel_dim": getattr(module, "channel_dim", 1)}
+    base: dict[str, Any] = {"dim": dim, "codebook_size": size, "channel_dim": getattr(module, "channel_dim", 1)}
     if not (hasattr(module, "update_") and hasattr(module, "index_shape")):
         return QuantizerTraits(**base)
     return _own_traits(module, base, has_codebook=codebook is not None)
@@ -227,8 +227,7 @@ def _taming_decode(module: Any, indices: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _taming_codebook(module: Any) -> Tensor:
-    embedding: Tensor = getattr(module, "embedding", None) or module.embed
-    weight: Tensor = embedding.weight  # type: ignore[assignment]
+    weight: Tensor = (getattr(module, "embedding", None) or module.embed).weight
     return weight
 
 
@@ -237,9 +236,7 @@ def _taming_traits(module: Any) -> QuantizerTraits:
     return QuantizerTraits(dim=dim, codebook_size=size, space=(2,), distance="euclidean")
 
 
-taming = QuantizerAdapter(
-    call=_taming_call, decode=_taming_decode, codebook=_taming_codebook, traits=_taming_traits
-)
+taming = QuantizerAdapter(call=_taming_call, decode=_taming_decode, codebook=_taming_codebook, traits=_taming_traits)
 """For the original's call form, ``z_q, loss, (perplexity, encodings, indices)``, which diffusers shares."""
 
 diffusers = taming

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._compare import differ
+from ._compare import backward, differ
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import fail, require
 
@@ -179,7 +179,7 @@ def check_two_forwards_one_backward(subject: QuantizerSubject) -> None:
     module = subject.started()
     z = subject.input(32).requires_grad_()
     results = [subject.call(module, z * factor) for factor in (1.0, 2.0)]
-    sum((result.loss.sum() + result.quantized.square().mean() for result in results), torch.zeros(())).backward()
+    backward(sum((result.loss.sum() + result.quantized.square().mean() for result in results), torch.zeros(())))
     if subject.traits.estimator != "none":
         require(z.grad is not None and bool(z.grad.isfinite().all()), "no finite gradient at the input")
 

@@ -209,5 +209,3 @@ def check_micro_batches(subject: QuantizerSubject) -> None:
     if subject.traits.batched_loss:
         text = subject.about(torch.stack(losses).mean(), total)
         require(not text, f"mean loss of four quarters and loss of the whole: {text}")
-
-

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ._compare import clone, state_difference, state_of
-from ._processes import in_two_processes
+from ._compare import backward, clone, state_difference, state_of
+from ._processes import can_run_two, in_two_processes
 from ._quantizer_subject import QUANTIZER, QuantizerSubject
 from ._report import require
 
@@ -35,9 +35,9 @@ def check_checkpointing(subject: QuantizerSubject) -> None:
                 return result.quantized, result.loss.reshape(())
 
             quantized, loss = checkpoint(run, leaf, use_reentrant=False) if use else run(leaf)
-            (quantized.square().mean() + loss).backward()
+            backward(quantized.square().mean() + loss)
         subject.update(module)
-        grads.append(leaf.grad)
+        grads.append(torch.zeros_like(z) if leaf.grad is None else leaf.grad)
     text = subject.about(grads[1], grads[0])
     require(not text, f"gradient at the input: {text}")
     text = subject.states_differ(modules[1], modules[0])
@@ -127,11 +127,18 @@ def check_memory(subject: QuantizerSubject) -> None:
     z = subject.input(count).requires_grad_()
     count = len(subject.vectors(z))
     kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         result = subject.call(module, z)
-        (result.loss.sum() + result.quantized.square().mean()).backward()
+        backward(result.loss.sum() + result.quantized.square().mean())
     largest = max(kept, default=0)
-    require(largest < count * size // 2, f"a tensor of {largest} numbers is kept for {count} vectors and {size} entries")
+    require(
+        largest < count * size // 2, f"a tensor of {largest} numbers is kept for {count} vectors and {size} entries"
+    )
     if subject.traits.strict:
         most = _largest_allocation(subject, module, z.detach())
         require(most < count * size, f"{most} bytes are allocated at once for {count} vectors and {size} entries")
@@ -141,14 +148,14 @@ def _largest_allocation(subject: QuantizerSubject, module: Any, z: Tensor) -> in
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         subject.call(module, z)
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = profiler.profiler.kineto_results.events()
     return max(int(event.nbytes()) for event in events if event.name() == "[memory]")
 
 
 @QUANTIZER.check(
     rule="two processes with half a batch each have the statistics of one with the whole batch, and equal ones",
     cause="averages, a start or revivals of each process's own vectors",
-    applies=lambda subject: torch.distributed.is_available() and not subject.traits.stochastic and _has_state(subject),
+    applies=lambda subject: can_run_two() and not subject.traits.stochastic and _has_state(subject),
 )
 def check_two_processes(subject: QuantizerSubject) -> None:
     """Guards data-parallel training, from the start on, with statistics applied after each step.
@@ -216,16 +223,14 @@ def check_training(subject: QuantizerSubject) -> None:
         result = subject.call(module, subject.from_vectors(vectors))
         if optimizer is not None and result.loss.requires_grad:
             optimizer.zero_grad()
-            result.loss.sum().backward()
+            backward(result.loss.sum())
             optimizer.step()
         subject.update(module)
         errors.append(float((subject.vectors(result.quantized).detach() - vectors).square().mean()))
-        usages.append(len(result.indices.unique()))
+        usages.append(len(torch.unique(result.indices)))
     spread = float(centers.var(dim=0).mean())
     first, last = errors[0] / spread, sum(errors[-10:]) / 10 / spread
     used = sum(usages[-10:]) / 10
     numbers = f"error {first:.3g} -> {last:.3g} of the variance, entries in use {usages[0]} -> {used:.3g} of {clusters}"
     require(last < max(0.3, 0.7 * first), numbers)
     require(used >= min(usages[0], 0.5 * clusters), numbers)
-
-

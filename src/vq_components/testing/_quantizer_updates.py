@@ -1,12 +1,11 @@
 """Checks of a quantizer whose codebook learns outside of an optimizer: averages, start, and revival."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._compare import clone, differ
+from ._compare import differ
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import require
 
@@ -17,10 +16,6 @@ def _two_phase(subject: QuantizerSubject) -> bool:
 
 def _can_be_set(subject: QuantizerSubject) -> bool:
     return _two_phase(subject) and subject.traits.distance == "euclidean"
-
-
-def _revives(subject: QuantizerSubject) -> bool:
-    return _can_be_set(subject) and getattr(subject.fresh(), "revival", None) is not None
 
 
 def _entries(subject: QuantizerSubject) -> Tensor:
@@ -36,6 +31,11 @@ def _set(subject: QuantizerSubject, entries: Tensor, *, revive: bool) -> Any:
     module.update_()
     module.set_codebook_(entries)
     return module
+
+
+def _different(entries: Tensor) -> int:
+    """How many different rows there are."""
+    return len(torch.unique(entries, dim=0))
 
 
 def _near(entries: Tensor, rows: Tensor, *, spread: float = 0.1) -> Tensor:
@@ -118,28 +118,6 @@ def check_update_after(subject: QuantizerSubject) -> None:
 
 
 @QUANTIZER.check(
-    rule="a training by gradient moves entries by the optimizer alone: updates move none but dead ones",
-    cause="an average that is applied to a codebook that a gradient trains",
-    applies=lambda subject: _revives(subject) and subject.traits.decay is None,
-)
-def check_updates_leave_live_entries(subject: QuantizerSubject) -> None:
-    """Guards entries in use from updates.
-
-    Fails it::
-
-        codebook[usage < 0.5] = random_vectors  # half of the fair share is alive
-    """
-    entries = _entries(subject)
-    module = _set(subject, entries, revive=True)
-    rows = torch.arange(len(entries)).repeat(4)
-    for _ in range(20):
-        subject.call(module, subject.from_vectors(_near(entries, rows)))
-        module.update_()
-    text = differ(subject.codebook(module), entries, rtol=0, atol=0)
-    require(not text, f"20 updates in which each entry has its fair share: {text}")
-
-
-@QUANTIZER.check(
     rule="moving averages: N <- decay N + (1 - decay) n, m <- decay m + (1 - decay) sum z, "
     "e = (m + eps e) / (N + eps) for entries with a vector",
     cause="decay and 1 - decay swapped, sums of one-hot vectors divided twice, or entries without a vector that move",
@@ -192,8 +170,10 @@ def check_start_from_data(subject: QuantizerSubject) -> None:
     entries, vectors = subject.codebook(module), subject.vectors(z)
     apart = torch.cdist(entries.double(), vectors.double()).amin(dim=1)
     require(float(apart.max()) < 1e-4, f"{int((apart >= 1e-4).sum())} entries are no vectors of the batch")
-    require(len(entries.unique(dim=0)) == size, f"{len(entries.unique(dim=0))} of {size} entries are different")
-    require(len(result.indices.unique()) == size, f"{len(result.indices.unique())} of {size} entries are used")
+    require(_different(entries) == size, f"{_different(entries)} of {size} entries are different")
+    require(
+        len(torch.unique(result.indices)) == size, f"{len(torch.unique(result.indices))} of {size} entries are used"
+    )
     started = entries.clone()
     module.revival = None
     if subject.traits.decay is None:
@@ -207,7 +187,7 @@ def check_start_from_data(subject: QuantizerSubject) -> None:
     require(float(apart.max()) < 1e-4, f"{len(vectors)} vectors, {int((apart >= 1e-4).sum())} of them are no entry")
     inside = (subject.codebook(few) >= vectors.amin(0) - 1e-5) & (subject.codebook(few) <= vectors.amax(0) + 1e-5)
     require(bool(inside.all()), f"{len(vectors)} vectors: {int((~inside.all(1)).sum())} entries lie outside of them")
-    different = len(subject.codebook(few).unique(dim=0))
+    different = _different(subject.codebook(few))
     require(len(vectors) < 3 or different > len(vectors), f"{len(vectors)} vectors give {different} different entries")
 
 
@@ -235,102 +215,3 @@ def check_set_codebook(subject: QuantizerSubject) -> None:
         module.update_()
         text = differ(subject.codebook(module), entries, rtol=1e-4, atol=1e-4)
         require(not text, f"after an update with vectors equal to the entries: {text}")
-
-
-@QUANTIZER.check(
-    rule="an entry is dead when its average usage falls below the threshold, and then moves to a vector of the batch; "
-    "live ones stay",
-    cause="threshold or decay applied to counts instead of shares, live entries moved, or a revival that the average "
-    "of the same update overwrites",
-    applies=_revives,
-)
-def check_revival(subject: QuantizerSubject) -> None:
-    """Guards when entries are revived, which, where to, and that it lasts.
-
-    Fails it::
-
-        codebook[usage > threshold] = candidates
-    """
-    size = len(subject.codebook(subject.fresh()))
-    revival = subject.fresh().revival
-    if revival.threshold == 0 or size < 4:
-        return
-    due = 1 if revival.decay == 0 else math.floor(math.log(revival.threshold) / math.log(revival.decay)) + 1
-    entries = _entries(subject)
-    dead = torch.arange(size) % 4 == 3
-    entries[dead] += 1e4
-    module = _set(subject, entries, revive=True)
-    rows = torch.arange(size)[~dead].repeat(6)
-    for step in range(1, due + 1):
-        z = _near(entries, rows, spread=0.5)
-        before = subject.codebook(module).clone()
-        subject.call(module, subject.from_vectors(z))
-        module.update_()
-        moved = (subject.codebook(module) != before).any(dim=1) & dead
-        require(step == due or not bool(moved.any()), f"{int(moved.sum())} entries revived in update {step}, not {due}")
-    now = subject.codebook(module)
-    require(bool(moved[dead].all()), f"{int(moved.sum())} of {int(dead.sum())} dead entries revived in update {due}")
-    apart = torch.cdist(now[dead].double(), z.double()).amin(dim=1)
-    require(float(apart.max()) < 1e-3, f"entries revived up to {float(apart.max()):.3g} away from the batch's vectors")
-    different = len(now[dead].unique(dim=0))
-    require(different == int(dead.sum()), f"{int(dead.sum())} entries revived at {different} places")
-    own = torch.cdist(now[~dead].double(), entries[~dead].double()).diagonal()
-    limit = 1e-6 if subject.traits.decay is None else 1.0
-    require(float(own.max()) <= limit, f"a live entry moved by {float(own.max()):.3g}")
-    _check_after_revival(subject, module, dead)
-
-
-def _check_after_revival(subject: QuantizerSubject, module: Any, dead: Tensor) -> None:
-    """A revived entry starts anew: it is not dead in the next update, and follows its own vectors at once."""
-    entries = subject.codebook(module).clone()
-    alone = clone(module)
-    live = torch.arange(len(entries))[~dead].repeat(6)
-    subject.call(alone, subject.from_vectors(_near(entries, live, spread=0.01)))
-    alone.update_()
-    moved = (subject.codebook(alone) - entries).norm(dim=1)[dead]
-    again = moved > 1.0
-    if module.revival.decay > module.revival.threshold:
-        require(not bool(again.any()), f"{int(again.sum())} entries were revived again in the next update")
-    if subject.traits.decay is None:
-        return
-    rows = torch.arange(len(entries))
-    shift = 0.01 * torch.randn_like(entries)
-    subject.call(module, subject.from_vectors((entries + shift)[rows]))
-    module.update_()
-    text = differ(subject.codebook(module)[dead], (entries + shift)[dead], rtol=0, atol=2e-3)
-    require(not text, f"revived entries do not go to their first own vectors: {text}")
-    require(bool(subject.codebook(module).isfinite().all()), "an entry is not finite")
-
-
-@QUANTIZER.check(
-    rule="revived entries prefer vectors that are far from their entry",
-    cause="candidates drawn evenly, or in proportion to the inverse of the error",
-    applies=lambda subject: _revives(subject) and (subject.traits.codebook_size or 0) <= 64,
-)
-def check_revival_prefers_errors(subject: QuantizerSubject) -> None:
-    """Guards where dead entries go: of many vectors at their entries and a few far ones, the far ones win.
-
-    Fails it::
-
-        key = exponential * error  # must be exponential / error
-    """
-    size, dim = subject.codebook(subject.fresh()).shape
-    entries = _entries(subject)
-    entries[1:] += 1e4
-    hits = 0
-    for trial in range(4):
-        module = _set(subject, entries, revive=True)
-        for _ in range(400):
-            vectors = entries[0] + 0.01 * torch.randn(16 * size, dim)
-            vectors[torch.randperm(len(vectors))[: 2 * size]] += 3.0
-            subject.call(module, subject.from_vectors(vectors))
-            module.update_()
-            now = subject.codebook(module)
-            moved = (now[1:] != entries[1:]).any(dim=1)
-            if bool(moved.any()):
-                break
-        else:
-            require(False, f"no entry was revived in 400 updates (trial {trial})")
-        far = (now[1:][moved] - entries[0]).norm(dim=1) > 1.0
-        hits += int(far.float().mean() > 0.5)
-    require(hits >= 3, f"in {4 - hits} of 4 trials most revived entries went to vectors that had their entry already")

@@ -78,7 +78,7 @@ def check_decode_of_no_index(subject: QuantizerSubject) -> None:
     live = decoded[0, 0].expand_as(decoded).clone()
     live[1, 2] = 0
     require(not gap(decoded, live), f"next to -1, {gap(decoded, live)}")
-    for bad in (-2, subject.traits.codebook_size):
+    for bad in (-2, subject.traits.codebook_size or 0):
         indices[1, 2] = bad
         try:
             module.decode(indices)
@@ -166,7 +166,9 @@ def check_ties(subject: QuantizerSubject) -> None:
         module.train(training)
         for count in (7, 200):
             indices = subject.call(module, subject.input(count)).indices
-            require(int(indices.max()) < half, f"{int((indices >= half).sum())} vectors got the second of two equal ones")
+            require(
+                int(indices.max()) < half, f"{int((indices >= half).sum())} vectors got the second of two equal ones"
+            )
 
 
 @QUANTIZER.check(
@@ -204,7 +206,7 @@ def check_batch_independence(subject: QuantizerSubject) -> None:
         z = subject.input(40) + 2.0
         together = subject.call_copy(module, z)
         for size in (1, 7):
-            parts = [subject.call_copy(module, part) for part in z.split(size)]
+            parts = [subject.call_copy(module, part) for part in torch.split(z, size)]
             indices = torch.cat([subject.flat(part.indices) for part in parts])
             text = gap(indices, subject.flat(together.indices))
             require(not text, f"in batches of {size}: {text} in the indices")

@@ -38,7 +38,7 @@ class CheckError(AssertionError):
         self.total = total
 
 
-class Broken(Exception):  # noqa: N818 (it carries a measurement from a check's body to its wrapper, and no further)
+class Broken(Exception):
     """What a check measured where its rule does not hold."""
 
 

@@ -3,6 +3,7 @@
 LOSS, PARTS, GRADS, PAIRS = "losses/_vqgan.py", "losses/_parts.py", "losses/_gradients.py", "functional/_adversarial.py"
 CALL = "losses/_vqlpips.py"
 
+# fmt: off
 MUTANTS = [
     ("squared pixels", LOSS, "(images - copy).abs()", "(images - copy).square()"),
     ("pixel sum", LOSS, "pixel = adversarial.mean((images - copy).abs())", "pixel = (images - copy).abs().sum()"),

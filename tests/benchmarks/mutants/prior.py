@@ -4,6 +4,7 @@ BLOCKS, CACHE, GPT, THIN = "prior/_blocks.py", "prior/_cache.py", "prior/_mingpt
 COND, VALUES, GENERATE = "prior/_conditional.py", "prior/_conditions.py", "prior/_generate.py"
 SAMPLING, FILTERS, WINDOWS = "prior/_sampling.py", "functional/_sampling.py", "prior/_windows.py"
 
+# fmt: off
 MUTANTS = [
     ("no causal mask", BLOCKS, "return Attend(None, causal=True)", "return Attend(None, causal=False)"),
     ("mask off by one, sees ahead", BLOCKS, "(key <= query)", "(key <= query + 1)"),

@@ -4,6 +4,7 @@ BASE, VECTOR, BOOK = "quantizers/_base.py", "quantizers/_vector.py", "quantizers
 STATS, CODES, ESTIMATORS = "quantizers/_statistics.py", "functional/_codes.py", "functional/_estimators.py"
 SCHEDULE, DIST = "quantizers/_schedule.py", "_distributed.py"
 
+# fmt: off
 MUTANTS = [
     ("beta on the codebook term", VECTOR, "self.commitment_weight * commitment + self.codebook_weight * codebook",
      "self.codebook_weight * commitment + self.commitment_weight * codebook"),
