@@ -59,7 +59,7 @@ def code_entropies(z: Tensor, codebook: Tensor, *, temperature: float, mask: Ten
             more = checkpoint(_sums_of_tile, part, codebook, chosen, temperature, use_reentrant=False)
             entropy, share = entropy + more[0], share + more[1]
     count = live.sum().clamp(min=1)
-    return CodeEntropies(entropy / count, torch.special.entr(share / count).sum())
+    return CodeEntropies(entropy / count, _entropy(share / count))
 
 
 def _sums_of_tile(z: Tensor, codebook: Tensor, live: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,7 @@ def bit_entropies(z: Tensor, *, temperature: float, mask: Tensor | None = None) 
         first = _joint(negative[:, :half], positive[:, :half])
         second = _joint(negative[:, half:], positive[:, half:])
         share = torch.where(live[:, None], first, 0).T @ second / count
-    return CodeEntropies(sample, torch.special.entr(share).sum())
+    return CodeEntropies(sample, _entropy(share))
 
 
 def _joint(negative: Tensor, positive: Tensor) -> Tensor:
@@ -149,6 +149,11 @@ def orthogonality_loss(codebook: Tensor) -> Tensor:
         # The diagonal of E E^T is subtracted as it is, so that orthogonal entries give 0 to rounding.
         difference = (unit.T @ unit).square().sum() - unit.square().sum(dim=1).square().sum()
     return difference / size**2
+
+
+def _entropy(share: Tensor) -> Tensor:
+    """``-sum p log p`` with a finite gradient where a share has underflowed to 0."""
+    return -(share * share.clamp(min=torch.finfo(share.dtype).tiny).log()).sum()
 
 
 def _check_assignments(z: Tensor, temperature: float, mask: Tensor | None, *, name: str) -> None:

@@ -142,7 +142,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def set_(self, weight: Tensor) -> None:
         """Replaces all entries and forgets all statistics; the codebook counts as started."""
-        self.weight.copy_(as_entries(weight, unit_norm=self.unit_norm))
+        self.weight.copy_(as_entries(weight.to(self.weight), unit_norm=self.unit_norm))
         self.started.fill_(True)
         for name in ("updates", "pending_vectors", "pending_counts"):
             getattr(self, name).zero_()

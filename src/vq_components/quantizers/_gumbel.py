@@ -120,7 +120,8 @@ class GumbelQuantizer(AbstractQuantizer):
         indices = torch.where(seen, weights.argmax(dim=1), 0)
         if self.straight_through or not self.training:
             weights = straight_through(weights, F.one_hot(indices, self.codebook_size).to(weights.dtype))
-        return weights @ self._trained(self.embed.weight).to(weights.dtype), indices
+        # A copy: the backward needs the entries as they were.
+        return weights @ self._trained(self.embed.weight).to(weights.dtype, copy=True), indices
 
     def _encode(self, z: Tensor, live: Tensor) -> Tensor:
         seen = seen_vectors(z, live)

@@ -62,7 +62,8 @@ class SimVQ(AbstractQuantizer):
     def codebook(self) -> Tensor:
         """The entries ``W c_k + b``, ``(K, D)``, computed at each access; the gradient goes to ``W`` and ``b``."""
         weight, bias = self._trained(self.embedding_proj.weight), self._trained(self.embedding_proj.bias)
-        return F.linear(self.embedding.weight.detach().to(weight.dtype), weight, bias)
+        # A copy: the backward needs them as they were.
+        return F.linear(self.embedding.weight.detach().to(weight.dtype, copy=True), weight, bias)
 
     @torch.no_grad()
     def set_codebook_(self, codebook: Tensor) -> None:

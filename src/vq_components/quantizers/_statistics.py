@@ -58,8 +58,8 @@ def apply_pending_(state: CodebookState, average: AverageState | None, rule: Upd
         mean = (average.embed_avg + rule.average_eps * state.weight) / (average.cluster_size + rule.average_eps)[
             :, None
         ]
-        moved = torch.where((state.pending_counts > 0)[:, None], mean, state.weight)
-        state.weight.copy_(as_entries(moved, unit_norm=rule.unit_norm > 0))
+        mean = as_entries(mean, unit_norm=rule.unit_norm > 0)
+        state.weight.copy_(torch.where((state.pending_counts > 0)[:, None], mean, state.weight))
         average.pending_sums.zero_()
     if rule.revival_threshold > 0:
         share = state.pending_counts * (state.weight.shape[0] / total.clamp(min=1))
