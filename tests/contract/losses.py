@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from vq_components import NLayerDiscriminator, VQGANLoss, VQLPIPSWithDiscriminator, adaptive_weight
-from vq_components.testing import LossSubject
+from vq_components.testing import LossSubject, own_loss, taming_loss
 from vq_components.testing import LossTraits as Traits
 
 
@@ -43,11 +43,18 @@ def subjects():
         for kind in ("hinge", "vanilla", "non_saturating")
     }
     plain = VQGANLoss(network(use_actnorm=True), None, disc_start=5, perceptual_weight=0.0, delta=1e-4)
-    original = VQLPIPSWithDiscriminator(3, perceptual=Distance(), disc_num_layers=2, disc_ndf=8, disc_conditional=True,
-                                        disc_in_channels=5, disc_weight=0.5)  # fmt: skip
+    # Its constructor has to hand all of these on, so they are declared here and not read from it.
+    weights = {"disc_start": 3, "disc_factor": 0.7, "codebook_weight": 0.6, "pixelloss_weight": 1.5,
+               "perceptual_weight": 0.4, "disc_weight": 0.5, "gen_start": 6, "gen_ramp": 3, "delta": 1e-3,
+               "disc_loss": "vanilla"}  # fmt: skip
+    original = VQLPIPSWithDiscriminator(
+        **weights, perceptual=Distance(), disc_num_layers=2, disc_ndf=8, disc_conditional=True, disc_in_channels=5
+    )
+    traits = Traits(cond_channels=2, disc_start=3, gen_start=6, gen_ramp=3, disc_loss="vanilla", pixel=1.5,
+                    perceptual=0.4, adversarial=0.5, factor=0.7, codebook=0.6, delta=1e-3, strict=True)  # fmt: skip
     called = VQLPIPSWithDiscriminator(3, perceptual=Distance(), disc_num_layers=1, disc_ndf=8)
     built["pixels"] = LossSubject(plain, name="pixels")
-    built["conditional"] = LossSubject(original, name="conditional")
+    built["conditional"] = LossSubject(original, name="conditional", traits=traits)
     built["original-call"] = LossSubject(called, name="original-call", adapter=original_call(called))
     built["hinge"].traits = declared(built["hinge"].traits)
     return list(built.values())
@@ -58,7 +65,5 @@ def declared(traits):
 
 
 def original_call(loss):
-    from vq_components.testing import own_loss, taming_loss
-
     traits = Traits(**{**vars(own_loss.traits(loss)), "strict": False})
     return type(taming_loss)(**{**vars(taming_loss), "perceptual": own_loss.perceptual, "traits": lambda _: traits})

@@ -92,7 +92,7 @@ def check_conditional_noise(prior: PriorSubject) -> None:
     tokens, values = prior.tokens(batch), prior.values(batch)
     given, free = (_prefix(module, values, batch, dropped=dropped) for dropped in (False, True))
     can_drop = module.condition_dropout > 0
-    for pkeep, dropout in ((1.0, 0.0), (0.7, 0.0), (0.2, 0.25), (1.0, 1.0)):
+    for pkeep, dropout in ((1.0, 0.0), (0.7, 0.0), (0.2, 0.25), (1.0, 1.0), (0.0, 0.0)):
         module.pkeep = pkeep
         if can_drop:
             module.condition_dropout = dropout
@@ -104,14 +104,20 @@ def check_conditional_noise(prior: PriorSubject) -> None:
             abs(kept - expected) < 0.05, f"pkeep={pkeep}: {kept:.3f} of the tokens are as given, not {expected:.3f}"
         )
         require(int(inputs.min()) >= 0 and int(inputs.max()) < module.image_vocab, "a replacement is no image token")
-        if pkeep < 0.5:
-            require(len(torch.unique(inputs)) == module.image_vocab, "replacements do not take all tokens")
+        if pkeep == 0:
+            share = torch.bincount(inputs.flatten(), minlength=module.image_vocab) * module.image_vocab / inputs.numel()
+            rare = f"replacements take tokens with {float(share.min()):.2f} to {float(share.max()):.2f} of a fair share"
+            require(bool(((share > 0.7) & (share < 1.3)).all()), rare)
         whole, none = (prefix == given).all(dim=1), (prefix == free).all(dim=1)
         require(bool((whole | none).all()), "conditions are dropped one by one, or in part")
         if can_drop and not torch.equal(given, free):
             share = float((~whole).double().mean())
             require(abs(share - dropout) < 0.08, f"condition_dropout={dropout}: {share:.3f} of the images have none")
     module.pkeep = 0.5
+    answer = module(tokens, values)
+    wanted = -answer.logits.log_softmax(dim=2).gather(2, tokens[:, :, None]).mean()
+    text = prior.differ(answer.loss, wanted)
+    require(not text, f"in training, the loss is not that of the given tokens: {text}")
     read = _read(prior, module.eval(), tokens, values)[:, given.shape[1] :]
     require(torch.equal(read, tokens[:, :-1]), "an evaluation replaces tokens")
 
@@ -174,7 +180,7 @@ def check_windows(prior: PriorSubject) -> None:
     module, (height, width) = prior.excited(), prior.traits.grid or (1, 1)
     if prior.adapter.windows is None:
         return
-    for grid in ((height + 2, width + 3), (height, 2 * width), (2 * height, width), (max(height - 1, 1), width + 1)):
+    for grid in ((height + 2, width + 3), (height, 3 * width), (2 * height, width), (max(height - 1, 1), width + 1)):
         values = tuple(
             torch.randint(int(value.max()) + 1, (2, *grid)) if type(condition).__name__ == "SpatialTokens" else value
             for condition, value in zip([c for c in module.conditions if c.takes_value], prior.values(2), strict=True)

@@ -100,6 +100,63 @@ def check_weight_decay_groups(prior: PriorSubject) -> None:
 
 
 @PRIOR.check(
+    rule="weights start from N(0, 0.02), those that write to the residual stream from N(0, 0.02 / sqrt(2 layers)); "
+    "biases from 0",
+    cause="a scale that is forgotten, or applied to other layers",
+    applies=lambda subject: subject.traits.strict and _has_transformer(subject),
+)
+def check_initialization(prior: PriorSubject) -> None:
+    """Guards the start of a deep transformer.
+
+    Fails it::
+
+        nn.init.normal_(self.mlp[2].weight, std=0.02)
+    """
+    module = prior.fresh()
+    gpt = getattr(module, "gpt", module)
+    for name, parameter in gpt.named_parameters():
+        if parameter.ndim < 2:
+            start = 1.0 if "ln" in name and name.endswith("weight") else 0.0
+            require(bool((parameter == start).all()), f"{name} does not start from {start}")
+            continue
+        residual = name.endswith(("attn.proj.weight", "mlp.2.weight"))
+        expected = 0.02 / math.sqrt(2 * len(gpt.blocks) if residual else 1)
+        found = float(parameter.detach().std())
+        require(abs(found - expected) < 0.25 * expected, f"{name} has std {found:.3g} instead of {expected:.3g}")
+
+
+@PRIOR.check(
+    rule="embeddings that start from a codebook keep its geometry: centered, in proportion, at the given tokens alone",
+    cause="a projection that is no isometry, or the first token ignored",
+    applies=lambda subject: hasattr(subject.transformer, "start_embedding_"),
+)
+def check_start_embedding(prior: PriorSubject) -> None:
+    """Guards embeddings that start from a tokenizer's entries.
+
+    Fails it::
+
+        self.tok_emb.weight[: len(codebook)] = codebook @ torch.randn(dim, width)
+    """
+    module = prior.fresh()
+    gpt = getattr(module, "gpt", module)
+    size, first = gpt.vocab_size - 4, 3
+    codebook = 2.0 * torch.randn(size, min(gpt.pos_emb.shape[2], 5)) + 3.0
+    before = gpt.tok_emb.weight.detach().clone()
+    gpt.start_embedding_(codebook, first_token=first)
+    now = gpt.tok_emb.weight.detach()
+    rows = torch.arange(len(now))
+    others = (rows < first) | (rows >= first + size)
+    require(torch.equal(now[others], before[others]), "embeddings of other tokens changed")
+    new = now[~others]
+    require(float(new.mean(dim=0).abs().max()) < 1e-4, f"their mean is {float(new.mean(dim=0).abs().max()):.3g}, not 0")
+    found = float(new.square().mean().sqrt())
+    require(abs(found - 0.02) < 1e-3, f"their size is {found:.3g} instead of 0.02")
+    ratio = torch.pdist(new.double()) / torch.pdist(codebook.double())
+    spread = float(ratio.max() / ratio.min())
+    require(spread < 1.001, f"distances are not in proportion: ratios differ by a factor of {spread:.4g}")
+
+
+@PRIOR.check(
     rule="what cannot be right is refused: tokens outside of the vocabulary, sequences that are too long, no integers",
     cause="an embedding that is read beyond its end, or a position that is reused",
     applies=lambda subject: subject.traits.strict,

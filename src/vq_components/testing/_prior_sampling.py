@@ -201,6 +201,11 @@ def check_sampling_restores(prior: PriorSubject) -> None:
     before, modes = state_of(module), [part.training for part in module.modules()]
     keys, random = list(module.state_dict()), torch.get_rng_state()
     prompt, values = _prompt(prior, 3), prior.values(3)
+    grads: list[bool] = []
+    handle = next(module.children()).register_forward_hook(lambda *_: grads.append(torch.is_grad_enabled()))
+    prior.generate(module, prompt, 1, values)
+    handle.remove()
+    require(not any(grads), "the model runs with autograd on: every token's graph is kept")
     greedy = [prior.generate(module, prompt, 2, values, temperature=0.0) for _ in range(2)]
     require(modes == [part.training for part in module.modules()], "modes are not as they were")
     require(list(module.state_dict()) == keys, "the state has other keys")

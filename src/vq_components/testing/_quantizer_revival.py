@@ -63,7 +63,8 @@ def check_revival(subject: QuantizerSubject) -> None:
     module = _set(subject, entries, revive=True)
     rows = torch.arange(size)[~dead].repeat(6)
     for step in range(1, due + 1):
-        z = _near(entries, rows, spread=0.5)
+        # In the end there are as many vectors as dead entries: live ones must not take their places.
+        z = _near(entries, rows if step < due else rows[: int(dead.sum())], spread=0.5)
         before = subject.codebook(module).clone()
         subject.call(module, subject.from_vectors(z))
         module.update_()
@@ -79,6 +80,21 @@ def check_revival(subject: QuantizerSubject) -> None:
     limit = 1e-6 if subject.traits.decay is None else 1.0
     require(float(own.max()) <= limit, f"a live entry moved by {float(own.max()):.3g}")
     _check_after_revival(subject, module, dead)
+    _check_rarely_used(subject, entries, due)
+
+
+def _check_rarely_used(subject: QuantizerSubject, entries: Tensor, due: int) -> None:
+    """An entry that gets a vector in each update, but a tiny share of all, is dead too."""
+    module = _set(subject, entries, revive=True)
+    often = torch.arange(1, len(entries)).repeat(math.ceil(20 / module.revival.threshold))
+    for _ in range(due + 3):
+        rows = torch.cat([torch.zeros(1, dtype=torch.int64), often])
+        before = subject.codebook(module)[0].clone()
+        subject.call(module, subject.from_vectors(_near(entries, rows)))
+        module.update_()
+        if float((subject.codebook(module)[0] - before).norm()) > 2.0:
+            return
+    require(False, f"an entry with one of {len(rows)} vectors in each update is not revived in {due + 3} updates")
 
 
 def _check_after_revival(subject: QuantizerSubject, module: Any, dead: Tensor) -> None:

@@ -132,7 +132,10 @@ def check_nearest_entry(subject: QuantizerSubject) -> None:
             chosen, best = distances.gather(1, indices[:, None])[:, 0], distances.amin(dim=1)
             excess = (chosen - best) / best.clamp(min=1e-12)
             far = int((excess > 1e-3).sum())
-            require(far == 0, f"{far} of {len(z)} vectors got an entry that is up to {float(excess.max()):.3g} farther")
+            require(
+                far == 0,
+                f"{far} of {len(indices)} vectors got an entry that is up to {float(excess.max()):.3g} farther",
+            )
 
 
 def _distances(z: Tensor, codebook: Tensor, *, cosine: bool) -> Tensor:

@@ -46,7 +46,6 @@ MUTANTS = [
     ("thin: no residual", THIN, "x = x + self.proj(", "x = self.proj("),
     ("thin: first normalization twice", THIN, "self.expand(self.ln2(x))", "self.expand(self.ln1(x))"),
     ("thin: position off by one", THIN, "self.gpt.pos_emb[0, cache.length]", "self.gpt.pos_emb[0, cache.length - 1]"),
-    ("thin: cache not advanced", THIN, "        cache.advance(1)\n", ""),
     ("thin: no last normalization", THIN, "self.head(self.gpt.ln_f(x))", "self.head(x)"),
     ("thin: rows transposed", THIN, "return product.view(self.out, rows).T.contiguous()", "return product.view(rows, self.out)"),
     ("logits off by one", COND, "[:, prefix.shape[1] - 1 :, : self.image_vocab]", "[:, prefix.shape[1] - 2 : -1, : self.image_vocab]"),
