@@ -65,6 +65,51 @@ def build_any(request):
     return FAMILY[request.param]
 
 
+@pytest.fixture
+def family():
+    """All builders by name."""
+    return FAMILY
+
+
+@pytest.fixture(params=[name for name in FAMILY if name not in ("gumbel", "residual_dropout")])
+def build_steady(request):
+    """``build_steady(**settings)``: as ``build_any``, without those that draw random numbers in training."""
+    return FAMILY[request.param]
+
+
+@pytest.fixture
+def build_used(build_any):
+    """``build_used(**settings)``: one that has seen data, and whose updates are in the caller's hands."""
+    return functools.partial(used, build_any)
+
+
+def used(build, **settings):
+    quantizer = build(**settings)
+    shape = [9, 9]
+    shape.insert(quantizer.channel_dim % 3, 4)
+    for _ in range(4):  # quantizer dropout leaves no stage out of all of them
+        quantizer(torch.randn(shape))
+    quantizer.update_()
+    return quantizer
+
+
+@pytest.fixture(name="results")
+def results_fixture():
+    """``results(quantizer, z, mask)``: output and gradients of one training step, from equal random numbers."""
+    return results
+
+
+def results(quantizer, z, mask=None, *, autocast=False):
+    torch.manual_seed(1)  # of Gumbel noise and quantizer dropout
+    z = z.clone().requires_grad_()
+    quantizer.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        out = quantizer(z, mask)
+    weight = torch.arange(out.quantized.numel(), dtype=torch.float32).view(out.quantized.shape).cos()
+    (out.loss + (out.quantized * weight).sum()).backward()
+    return out, z.grad, [parameter.grad for parameter in quantizer.parameters()]
+
+
 @pytest.fixture(params=QUANTIZERS)
 def build(request):
     """``build(**settings)``: a fresh quantizer of 16 entries of width 4. A test that uses it runs for every class."""

@@ -1,11 +1,12 @@
 """Checks of a quantizer whose codebook learns outside of an optimizer: averages, start, and revival."""
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._compare import differ
+from ._compare import clone, differ
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import require
 
@@ -110,6 +111,12 @@ def check_update_after(subject: QuantizerSubject) -> None:
         called.update_()
         text = differ(subject.codebook(hooked), subject.codebook(called), rtol=1e-5, atol=1e-6)
         require(not text, f"after step {step}, compared with update_(): {text}")
+    subject.call(hooked, subject.input(32))
+    before = subject.codebook(hooked).clone()
+    with contextlib.suppress(ZeroDivisionError):
+        optimizer.step(lambda: 1 / 0)
+    require(torch.equal(subject.codebook(hooked), before), "the update comes before the step: one that fails updates")
+    optimizer.step()
     handle.remove()
     subject.call(hooked, subject.input(32))
     before = subject.codebook(hooked).clone()
@@ -209,6 +216,11 @@ def check_set_codebook(subject: QuantizerSubject) -> None:
         entries = _entries(subject)
         module.set_codebook_(entries)
         require(torch.equal(subject.codebook(module), entries), "the entries are not those that were set")
+        at_once = clone(module)
+        subject.call(at_once, subject.from_vectors(entries))
+        at_once.update_()
+        text = differ(subject.codebook(at_once), entries, rtol=1e-4, atol=1e-4)
+        require(not text, f"what was counted before enters the next update: {text}")
         module.update_()
         require(torch.equal(subject.codebook(module), entries), "an update brought back what was counted before")
         subject.call(module, subject.from_vectors(entries))
