@@ -109,7 +109,8 @@ def main():
                 known[key] = found
             if args.log:
                 args.log.write_text(json.dumps(known, indent=1), encoding="utf-8")
-    results = {key: found for key, found in known.items() if not key.endswith(": none")}
+    listed = {f"{room}: {mutant[0]}" for room in args.rooms for mutant in load(HERE / f"{room}.py").MUTANTS}
+    results = {key: found for key, found in known.items() if key in listed}
     caught = sum(bool(found) for found in results.values())
     print(f"caught {caught} of {len(results)} ({100 * caught / max(len(results), 1):.1f} %)")
 
