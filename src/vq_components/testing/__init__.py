@@ -71,6 +71,7 @@ from ._quantizer_gradients import check_input_gradient as check_input_gradient
 from ._quantizer_gradients import check_loss_gradients as check_loss_gradients
 from ._quantizer_gradients import check_loss_value as check_loss_value
 from ._quantizer_gradients import check_output_moves_no_codebook as check_output_moves_no_codebook
+from ._quantizer_gradients import check_reference as check_reference
 from ._quantizer_gradients import check_terms as check_terms
 from ._quantizer_gradients import check_two_forwards_one_backward as check_two_forwards_one_backward
 from ._quantizer_layout import check_autocast as check_autocast

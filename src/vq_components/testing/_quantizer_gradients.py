@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._compare import backward, differ
+from ._compare import backward, clone, differ
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import fail, require
 
@@ -138,7 +138,7 @@ def check_loss_gradients(subject: QuantizerSubject) -> None:
 
 
 def _differ(grad: Tensor, expected: Tensor) -> str:
-    return differ(grad, expected, rtol=1e-3, atol=1e-5 * max(float(expected.abs().max()), 1e-4))
+    return differ(grad, expected, rtol=1e-3, atol=1e-5 * max(float(expected.detach().abs().max()), 1e-4))
 
 
 @QUANTIZER.check(
@@ -215,3 +215,42 @@ def check_terms(subject: QuantizerSubject) -> None:
             require(term.shape == () and term.dtype == torch.float32, f"{name} is {tuple(term.shape)} {term.dtype}")
             require(not term.requires_grad, f"{name} requires grad")
             require(not subject.about(term, value), f"{name} is {float(term):.6g} instead of {float(value):.6g}")
+
+
+@QUANTIZER.check(
+    rule="values and all gradients, at the input and at every parameter, are those of the declared reference",
+    cause="a formula that is not the one that was meant: a factor, a sign, a stage that sees another one's residual",
+    applies=lambda subject: subject.traits.reference is not None,
+)
+def check_reference(quantizer: QuantizerSubject) -> None:
+    """Guards quantizers of any kind by a plain version of them; in evaluation only where training is stochastic.
+
+    Fails it::
+
+        residual = residual - quantized  # without detach(): the commitment of later stages has no gradient
+    """
+    reference = quantizer.traits.reference
+    for training in quantizer.modes:
+        module = quantizer.started(training=training)
+        vectors = torch.randn(40, quantizer.traits.dim)
+        answers = []
+        for plain in (False, True):
+            twin, leaf = clone(module), vectors.clone().requires_grad_()
+            z = quantizer.from_vectors(leaf)
+            if plain and reference is not None:
+                quantized, indices, loss = reference(twin, leaf)
+            else:
+                quantized, indices, loss, _ = quantizer.call(twin, z)
+                quantized, indices = quantizer.vectors(quantized), quantizer.flat(indices)
+            cotangent = torch.linspace(-1, 1, quantized.numel()).view(quantized.shape)
+            total = (quantized * cotangent).sum() + 3.0 * loss.reshape(())
+            named = {"the input": leaf, **{name: p for name, p in twin.named_parameters() if p.requires_grad}}
+            grads = _grads(total, list(named.values()))
+            found = {
+                f"gradient at {name}": torch.zeros_like(tensor) if grad is None else grad
+                for (name, tensor), grad in zip(named.items(), grads, strict=True)
+            }
+            answers.append({"quantized": quantized, "indices": indices, "loss": loss.reshape(()), **found})
+        for name, expected in answers[1].items():
+            text = _differ(answers[0][name].double(), expected.double())
+            require(not text, f"{'training' if training else 'evaluation'}, {name}: {text}")

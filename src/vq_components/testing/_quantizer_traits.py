@@ -1,7 +1,10 @@
 """What a quantizer declares about itself, so that a correct one raises no alarm."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,8 @@ class QuantizerTraits:
         two_phase: training forwards count, ``update_()`` applies.
         half: whether half-precision inputs are for it.
         batched_loss: whether the loss is a mean over positions, that copies of a batch do not change.
+        reference: ``(module, vectors (N, D)) -> (quantized, indices, loss)``: what it should compute, written
+            plainly with torch's autograd; values and gradients are compared with it.
         strict: what can be bit-equal must be.
         rtol: relative tolerance where not strict, and of losses and gradients.
         atol: absolute tolerance, likewise.
@@ -58,6 +63,7 @@ class QuantizerTraits:
     two_phase: bool = False
     half: bool = True
     batched_loss: bool = True
+    reference: Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
     strict: bool = False
     rtol: float = 1e-4
     atol: float = 1e-5

@@ -25,7 +25,13 @@ import torch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-ROOMS = {"quantizers": ["quantizers"], "losses": ["losses"], "prior": ["priors"], "model": ["tokenizers"]}
+ROOMS = {
+    "quantizers": ["quantizers"],
+    "losses": ["losses"],
+    "family": ["family"],
+    "prior": ["priors"],
+    "model": ["tokenizers"],
+}
 SLOW = ["check_training", "check_revival_prefers_errors", "check_two_processes", "check_export", "check_compile"]
 
 
