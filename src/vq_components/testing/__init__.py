@@ -81,6 +81,7 @@ from ._quantizer_layout import check_layouts as check_layouts
 from ._quantizer_layout import check_shapes as check_shapes
 from ._quantizer_layout import check_strides as check_strides
 from ._quantizer_manners import check_empty_batch as check_empty_batch
+from ._quantizer_manners import check_every_stage_is_used as check_every_stage_is_used
 from ._quantizer_manners import check_input_untouched as check_input_untouched
 from ._quantizer_manners import check_loss_is_a_mean as check_loss_is_a_mean
 from ._quantizer_manners import check_wrong_channels as check_wrong_channels

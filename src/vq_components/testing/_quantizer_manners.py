@@ -113,3 +113,24 @@ def check_loss_is_a_mean(subject: QuantizerSubject) -> None:
         twice = subject.call_copy(module, subject.from_vectors(vectors.repeat(3, 1))).loss.detach().reshape(())
         require(not subject.about(twice, once), f"loss {float(once):.5g}, of the batch three times {float(twice):.5g}")
         require(math.isfinite(float(once)), f"the loss is {float(once)}")
+
+
+@QUANTIZER.check(
+    rule="every stage and group uses several of its entries",
+    cause="a later stage that starts from the very vectors that the stage before it has made zero",
+    applies=lambda subject: len(subject.traits.index_shape) > 0,
+)
+def check_every_stage_is_used(quantizer: QuantizerSubject) -> None:
+    """Guards residual and grouped quantizers against stages that say nothing.
+
+    Fails it::
+
+        for stage in stages:
+            stage.start_from(residual[:size])  # the same rows each time: they are zero after the first stage
+    """
+    module = quantizer.started(training=False)
+    indices = quantizer.flat(quantizer.call(module, quantizer.input(200)).indices)
+    indices = indices.reshape(len(indices), -1)
+    for stage in range(indices.shape[1]):
+        used = len(torch.unique(indices[:, stage]))
+        require(used > 1, f"stage {stage + 1} of {indices.shape[1]} gives one index to {len(indices)} vectors")
