@@ -23,14 +23,24 @@ from .prior import StartToken as StartToken
 from .prior import TokenOrder as TokenOrder
 from .prior import generate as generate
 from .prior import generate_windows as generate_windows
+from .quantizers import FSQ as FSQ
+from .quantizers import LFQ as LFQ
 from .quantizers import AbstractQuantizer as AbstractQuantizer
 from .quantizers import CodebookHealth as CodebookHealth
 from .quantizers import DeadCodeRevival as DeadCodeRevival
 from .quantizers import EMAVectorQuantizer as EMAVectorQuantizer
+from .quantizers import GroupedQuantizer as GroupedQuantizer
+from .quantizers import GumbelQuantizer as GumbelQuantizer
+from .quantizers import IndexBackpropQuantizer as IndexBackpropQuantizer
+from .quantizers import ProjectedQuantizer as ProjectedQuantizer
 from .quantizers import QuantizerOutput as QuantizerOutput
+from .quantizers import ResidualQuantizer as ResidualQuantizer
+from .quantizers import SimVQ as SimVQ
 from .quantizers import VectorQuantizer as VectorQuantizer
 
 __all__ = [
+    "FSQ",
+    "LFQ",
     "AbstractQuantizer",
     "ActNorm",
     "ClassLabel",
@@ -42,12 +52,18 @@ __all__ = [
     "Decoder",
     "EMAVectorQuantizer",
     "Encoder",
+    "GroupedQuantizer",
+    "GumbelQuantizer",
+    "IndexBackpropQuantizer",
     "LPIPSLoss",
     "LossOutput",
     "MinGPT",
     "NLayerDiscriminator",
     "PriorOutput",
+    "ProjectedQuantizer",
     "QuantizerOutput",
+    "ResidualQuantizer",
+    "SimVQ",
     "SpatialTokens",
     "StartToken",
     "TokenOrder",

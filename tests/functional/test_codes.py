@@ -8,8 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 from vq_components import functional
 from vq_components.functional import _search
 
-# Bytes of a tile and its columns, from as few as possible to all at once.
-TILES = pytest.mark.parametrize("tile", [(1, 1), (1, 100), (768, 48), (2**14, 1), (2**20, 2**12)])
+# Scores of a tile and its columns, from as few as possible to all at once.
+TILES = pytest.mark.parametrize("tile", [(1, 1), (1, 100), (192, 48), (2**12, 1), (2**18, 2**12)])
 
 
 @pytest.fixture

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from vq_components import EMAVectorQuantizer, VectorQuantizer
+from vq_components import (
+    FSQ,
+    LFQ,
+    EMAVectorQuantizer,
+    IndexBackpropQuantizer,
+    ProjectedQuantizer,
+    ResidualQuantizer,
+    SimVQ,
+    VectorQuantizer,
+    functional,
+)
 
 N, K, D = 2048, 4096, 8  # an N x K matrix of float32 is 32 MiB, one of bool 8 MiB
 BOTH = pytest.mark.parametrize("kind", [VectorQuantizer, EMAVectorQuantizer])
@@ -66,3 +76,52 @@ def test_an_evaluation_reads_nothing_from_memory(kind):
     names = [event.name() for event in record(lambda: quantizer(torch.randn(N, D)))]
     assert "aten::bmm" in names  # it sees what happens inside the operator
     assert "aten::_local_scalar_dense" not in names
+
+
+HUGE, WIDTH, FEW = 2**18, 18, 512  # an N x K matrix of float32 is 512 MiB, one of bool 128 MiB
+HUGE_QUANTIZERS = {
+    "vector": lambda: VectorQuantizer(HUGE, WIDTH),
+    "cosine": lambda: EMAVectorQuantizer(HUGE, WIDTH, distance="cosine"),
+    "fsq": lambda: ProjectedQuantizer(FSQ((8,) * 6), WIDTH),
+    "lfq": lambda: LFQ(WIDTH),
+    "simvq": lambda: SimVQ(HUGE, WIDTH),
+    "index": lambda: IndexBackpropQuantizer(HUGE, WIDTH),
+}
+
+
+@pytest.mark.parametrize("name", HUGE_QUANTIZERS)
+def test_no_quantizer_of_a_huge_codebook_makes_a_matrix_of_vectors_and_entries(name):
+    """Defects 8 and 11, for the family. A few copies of the codebook are 18 MiB each."""
+    quantizer = HUGE_QUANTIZERS[name]()
+    z = torch.randn(FEW, WIDTH, requires_grad=True)
+
+    def step():
+        out = quantizer(z)
+        (out.loss + out.quantized.square().mean()).backward()
+
+    sizes = [event.nbytes() for event in record(step) if event.name() == "[memory]"]
+    assert max(sizes) <= HUGE * WIDTH * 4 + 2**20
+    assert max(itertools.accumulate(sizes)) < FEW * HUGE  # bytes: not even as bool, in all that is alive at a time
+
+
+def test_residual_stages_keep_vectors_alone():
+    quantizer = ResidualQuantizer([VectorQuantizer(K, D) for _ in range(3)])
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        quantizer(torch.randn(64, D, requires_grad=True))
+    assert max(tensor.numel() for tensor in saved) <= 64 * D
+
+
+@pytest.mark.parametrize("kind", ["code", "bit"])
+def test_entropies_make_no_matrix_of_vectors_and_entries(kind):
+    z = torch.randn(N, 12, requires_grad=True)
+
+    def step():
+        if kind == "bit":
+            entropies = functional.bit_entropies(z, temperature=1.0)
+        else:
+            entropies = functional.code_entropies(z, torch.ones(K, 12), temperature=1.0)
+        (entropies.sample - entropies.batch).backward()
+
+    sizes = [event.nbytes() for event in record(step) if event.name() == "[memory]"]
+    assert max(itertools.accumulate(sizes)) < N * K * 4 // 2

@@ -11,17 +11,29 @@ from ._codes import codebook_usage as codebook_usage
 from ._codes import nearest_code as nearest_code
 from ._codes import perplexity as perplexity
 from ._estimators import straight_through as straight_through
+from ._index import index_backprop as index_backprop
+from ._kmeans import kmeans as kmeans
+from ._regularizers import CodeEntropies as CodeEntropies
+from ._regularizers import bit_entropies as bit_entropies
+from ._regularizers import code_entropies as code_entropies
+from ._regularizers import orthogonality_loss as orthogonality_loss
 from ._sampling import filter_logits as filter_logits
 
 __all__ = [
+    "CodeEntropies",
     "adaptive_weight",
+    "bit_entropies",
+    "code_entropies",
     "codebook_usage",
     "filter_logits",
     "hinge_discriminator_loss",
     "hinge_generator_loss",
+    "index_backprop",
+    "kmeans",
     "nearest_code",
     "non_saturating_discriminator_loss",
     "non_saturating_generator_loss",
+    "orthogonality_loss",
     "perplexity",
     "straight_through",
     "vanilla_discriminator_loss",

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Bytes of a thread's tile of scores: 1 MiB stays in a CPU core's cache; an accelerator wants large launches.
-_TILE_ON_CPU = 2**20
-_TILE_ELSEWHERE = 2**27
+# Scores of one thread's tile: 1 MiB stays in a CPU core's cache; an accelerator wants large launches.
+_TILE_ON_CPU = 2**18
+_TILE_ELSEWHERE = 2**25
 _MOST_COLUMNS = 2**12
 
 
@@ -53,10 +53,9 @@ def _to_tile(entries: Tensor, columns: int, group: int) -> Tensor:
 def _best_of_tile(z: Tensor, tile: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """The highest score of each vector among the entries of a tile, and the number of its entry: the first, if many."""
     number, (width, columns) = len(z), tile.shape
-    on_cpu = z.device.type == "cpu"
     # Each thread makes and reads scores of its own: between two cores they would travel at the speed of memory.
-    threads = torch.get_num_threads() if on_cpu else 1
-    most = threads * max((_TILE_ON_CPU if on_cpu else _TILE_ELSEWHERE) // (columns * z.element_size()), 1)
+    threads = torch.get_num_threads() if z.device.type == "cpu" else 1
+    most = threads * max(tile_size(z.device.type) // columns, 1)
     rows = max(-(-number // (max(-(-number // most), 1) * threads)), 1)  # of a thread, as equal as can be
     count = threads * rows
     part = z.new_ones(count, width)  # with a 1 behind each vector, the scores are a product alone
@@ -75,6 +74,11 @@ def _best_of_tile(z: Tensor, tile: Tensor, group: int) -> tuple[Tensor, Tensor]:
         torch.max(maxima, dim=1, out=(best[top:bottom], chosen))
         torch.add(grouped[row, :, chosen].argmax(dim=1), chosen, alpha=group, out=index[top:bottom])
     return best[:number], index[:number]
+
+
+def tile_size(device_type: str) -> int:
+    """Scores of one tile on this kind of device."""
+    return _TILE_ON_CPU if device_type == "cpu" else _TILE_ELSEWHERE
 
 
 @contextlib.contextmanager

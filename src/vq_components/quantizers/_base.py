@@ -1,9 +1,7 @@
 """What all quantizers share: layout, dtype and checks, once at the door."""
 
-import itertools
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -65,6 +63,7 @@ class AbstractQuantizer(nn.Module, ABC):
         self.channel_dim = channel_dim
         self.index_shape = index_shape
         self._schedule = Schedule()
+        self._frozen = False
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Replaces every vector of ``z`` by codebook entries.
@@ -139,23 +138,20 @@ class AbstractQuantizer(nn.Module, ABC):
         space = indices.shape[: indices.ndim - depth]
         flat = indices.long().reshape(-1, *self.index_shape)
         with torch.autocast(indices.device.type, enabled=False):
-            vectors = self._decode(flat.clamp(min=0))
-        live = flat >= 0 if depth == 0 else (flat >= 0).any(dim=1)
-        vectors = torch.where(live[:, None], vectors, 0)
+            vectors = self._entries(flat)
         channel_dim = self.channel_dim if self.channel_dim >= 0 else len(space) + 1 + self.channel_dim
         return vectors.view(*space, self.dim_out).movedim(-1, channel_dim).contiguous()
 
     def health(
         self, latents: Tensor | Iterable[Tensor], mask: Tensor | Iterable[Tensor] | None = None
     ) -> CodebookHealth:
-        """Says how the codebook does on a window of latents, and in plain language what is wrong with it.
+        """Says how the codebook does on latents, a window of several for each entry, and in plain words what is wrong.
 
         It looks the latents up as in eval mode: nothing is counted and nothing changes, in any mode. The numbers are
         those of all processes together, so that every process must call it, each with its own latents.
 
         Args:
-            latents: a batch as :meth:`forward` takes it, or an iterable of batches: the window. It should have several
-                vectors for each entry.
+            latents: a batch as :meth:`forward` takes it, or an iterable of batches: the window.
             mask: of the batch as in :meth:`forward`, or an iterable with one for each batch.
 
         Returns:
@@ -173,11 +169,7 @@ class AbstractQuantizer(nn.Module, ABC):
             >>> health.reasons[0].partition(":")[0]
             'all codes within radius 0.03, latents at 16.1'
         """
-        batches = [latents] if isinstance(latents, Tensor) else latents
-        if mask is None:
-            return codebook_health(self, zip(batches, itertools.repeat(None), strict=False))
-        masks = [mask] if isinstance(mask, Tensor) else mask
-        return codebook_health(self, zip(batches, masks, strict=True))
+        return codebook_health(self, latents, mask)
 
     def update_(self) -> None:
         """Applies what the training forwards since the last update have counted, as one update of the codebook.
@@ -185,9 +177,8 @@ class AbstractQuantizer(nn.Module, ABC):
         Once this has been called, only further calls apply updates; until then, and where
         :meth:`update_after` is not used either, every training forward first applies what the one before it counted.
         """
-        for child in self.children():
-            if isinstance(child, AbstractQuantizer):
-                child.update_()
+        for part in self._parts():
+            part.update_()
 
     def update_after(self, optimizer: Any) -> UpdateHandle:
         """Applies one update after every step of ``optimizer``, from now on.
@@ -202,14 +193,52 @@ class AbstractQuantizer(nn.Module, ABC):
         Raises:
             TypeError: if there is no optimizer to hook into.
         """
-        quantizers = [module for module in self.modules() if isinstance(module, AbstractQuantizer)]
-        return UpdateHandle(optimizer, [quantizer._schedule for quantizer in quantizers], self._update)
+        schedules = [module._schedule for module in self.modules() if isinstance(module, AbstractQuantizer)]
+        return UpdateHandle(optimizer, schedules, self._update)
+
+    def freeze(self) -> None:
+        """Keeps the codebook as it is: from now on ``encode`` and ``decode`` give what they give now.
+
+        In training too, nothing starts, counts, updates or revives, what was pending waits, and no parameter receives a
+        gradient from this quantizer, whatever its ``requires_grad``; the gradient of the input is as before. Quantizers
+        inside this one are frozen as well. ``set_codebook_`` and ``load_state_dict`` still work. Like
+        ``requires_grad``, this is not in the ``state_dict``: freeze again in a resumed run. DistributedDataParallel
+        must be told by ``requires_grad_(False)`` in addition, before it wraps the model.
+        """
+        for module in self.modules():
+            if isinstance(module, AbstractQuantizer):
+                module._frozen = True
+
+    def unfreeze(self) -> None:
+        """Ends :meth:`freeze`, for the quantizers inside this one too."""
+        for module in self.modules():
+            if isinstance(module, AbstractQuantizer):
+                module._frozen = False
+
+    @property
+    def frozen(self) -> bool:
+        """Whether :meth:`freeze` keeps the codebook as it is."""
+        return self._frozen
+
+    def _trained(self, parameter: Tensor) -> Tensor:
+        """``parameter`` in at least float32, without a gradient while this quantizer is frozen."""
+        wide = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+        return wide.detach() if self._frozen else wide
 
     def _update(self) -> None:
         """What :meth:`update_` and the optimizer's hook do, without choosing between them."""
-        for child in self.children():
-            if isinstance(child, AbstractQuantizer):
-                child._update()
+        for part in self._parts():
+            part._update()
+
+    def _parts(self) -> Iterator["AbstractQuantizer"]:
+        """The quantizers right inside this one, those in containers included."""
+        modules: list[nn.Module] = list(self.children())
+        while modules:
+            module = modules.pop(0)
+            if isinstance(module, AbstractQuantizer):
+                yield module
+            else:
+                modules.extend(module.children())
 
     @abstractmethod
     def _quantize(self, z: Tensor, live: Tensor) -> QuantizerOutput:
@@ -217,7 +246,13 @@ class AbstractQuantizer(nn.Module, ABC):
 
     @abstractmethod
     def _decode(self, indices: Tensor) -> Tensor:
-        """Vectors ``(N, D_out)`` of indices ``(N, *index_shape)`` in ``[0, K)``."""
+        """Vectors ``(N, D_out)`` of indices ``(N, *index_shape)`` in ``[0, K)``; of several some may be -1, not all."""
+
+    def _entries(self, indices: Tensor) -> Tensor:
+        """Vectors ``(N, D_out)`` of indices ``(N, *index_shape)`` in ``[-1, K)``, zero where all of them are -1."""
+        if not self.index_shape:
+            return torch.where((indices >= 0)[:, None], self._decode(indices.clamp(min=0)), 0)
+        return torch.where((indices >= 0).flatten(1).any(dim=1)[:, None], self._decode(indices), 0)
 
     def _encode(self, z: Tensor, live: Tensor) -> Tensor:
         """Indices ``(N, *index_shape)`` of vectors ``(N, D)``, without side effects."""
@@ -266,9 +301,3 @@ class AbstractQuantizer(nn.Module, ABC):
 
     def _shape_indices(self, indices: Tensor, z: Tensor) -> Tensor:
         return indices.view(*self._space(z), *self.index_shape)
-
-
-def mean_square(a: Tensor, b: Tensor, live: Tensor) -> Tensor:
-    """Mean of ``(a - b)^2`` over the vectors ``(N, D)`` that are live; 0, not NaN, where there is none."""
-    square = torch.where(live[:, None], (a - b).square(), 0)
-    return square.sum() / (live.sum() * math.prod(a.shape[1:])).clamp(min=1)

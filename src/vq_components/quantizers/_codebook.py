@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from .. import _distributed
 from ..functional import nearest_code
 from ._revival import DeadCodeRevival
-from ._statistics import AverageState, CodebookState, UpdateRule, apply_pending_, count_, look_up, start_
+from ._statistics import AverageState, CodebookState, UpdateRule, apply_pending_, as_entries, count_, look_up, start_
 
 # Buffers that are not 0 where a file holds nothing but a trained codebook.
 _STARTED_FROM_A_FILE: dict[str, float] = {"started": 1, "usage": 1, "candidate_keys": torch.inf}
@@ -29,6 +29,7 @@ class Codebook(nn.Module):
         init: ``"data"`` or ``"uniform"``.
         revival: settings, or None to revive nothing.
         decay, eps: of the moving averages.
+        unit_norm: whether entries are the directions of the rows of ``weight``.
     """
 
     weight: Tensor
@@ -56,6 +57,7 @@ class Codebook(nn.Module):
         revival: DeadCodeRevival | None,
         decay: float = 0.99,
         eps: float = 1e-5,
+        unit_norm: bool = False,
     ) -> None:
         super().__init__()
         self._was_sharded = False
@@ -69,8 +71,9 @@ class Codebook(nn.Module):
         self.revival = revival
         self.decay = decay
         self.eps = eps
+        self.unit_norm = unit_norm
         self.starts_from_data = init == "data"
-        weight = torch.empty(size, dim).uniform_(-1 / size, 1 / size)
+        weight = as_entries(torch.empty(size, dim).uniform_(-1 / size, 1 / size), unit_norm=unit_norm)
         if trained_by == "gradient":
             self.weight = nn.Parameter(weight)
         else:
@@ -90,21 +93,25 @@ class Codebook(nn.Module):
         self.register_buffer("update_is_manual", torch.tensor(False))
         self._is_manual = False
 
-    def forward(self, z: Tensor, live: Tensor, *, apply_first: bool) -> tuple[Tensor, Tensor]:
-        """Indices ``(N,)`` and entries ``(N, D)`` nearest to ``z``; in training, also counts the live vectors.
+    def forward(self, z: Tensor, live: Tensor, *, counts: bool, apply_first: bool) -> tuple[Tensor, Tensor]:
+        """Indices ``(N,)`` and entries ``(N, D)`` nearest to ``z``; if ``counts``, also counts the live vectors.
 
         Vectors that are not live get index 0. A gradient of the entries reaches those rows of the codebook.
         """
-        indices = self._count_and_look_up(z, live, apply_first=apply_first) if self.training else self.look_up(z, live)
+        indices = self._count_and_look_up(z, live, apply_first=apply_first) if counts else self.look_up(z, live)
         return indices, self.entries(indices)
 
     def look_up(self, z: Tensor, live: Tensor) -> Tensor:
         """Indices ``(N,)`` of the entries nearest to ``z``, 0 where it is not live; counts nothing."""
-        return torch.where(live, nearest_code(z, self.weight), 0)
+        return torch.where(live, nearest_code(z, self.all_entries()), 0)
 
     def entries(self, indices: Tensor) -> Tensor:
         """The entries ``(N, D)`` at ``indices`` ``(N,)``; a gradient reaches those rows of the codebook."""
-        return F.embedding(indices, self.weight)
+        return as_entries(F.embedding(indices, self.weight), unit_norm=self.unit_norm)
+
+    def all_entries(self) -> Tensor:
+        """The entries, ``(K, D)``: the weight itself, or its rows' directions."""
+        return as_entries(self.weight, unit_norm=self.unit_norm)
 
     # Without gradients, so that the compiler changes a parameter in place, as it does buffers: a compiled checkpoint
     # that runs again finds the codebook that its forward used, not a copy from before that forward's update.
@@ -129,16 +136,17 @@ class Codebook(nn.Module):
         self._check_whole()
         apply_pending_(self._state(), self._average_state(), self._rule())
 
-    def update_manually_(self) -> None:
+    def update_manually_(self, *, apply: bool) -> None:
         """Applies what is pending, and leaves all later updates to the caller."""
         self._is_manual = True
         self.update_is_manual.fill_(True)
-        self.apply_pending_()
+        if apply:
+            self.apply_pending_()
 
     @torch.no_grad()
     def set_(self, weight: Tensor) -> None:
         """Replaces all entries and forgets all statistics; the codebook counts as started."""
-        self.weight.copy_(weight)
+        self.weight.copy_(as_entries(weight.to(self.weight), unit_norm=self.unit_norm))
         self.started.fill_(True)
         for name in ("updates", "pending_vectors", "pending_counts"):
             getattr(self, name).zero_()
@@ -173,9 +181,8 @@ class Codebook(nn.Module):
         return AverageState(self.cluster_size, self.embed_avg, self.pending_sums)
 
     def _rule(self) -> UpdateRule:
-        if self.revival is None:
-            return UpdateRule(self.decay, self.eps, 0.0, 0.0)
-        return UpdateRule(self.decay, self.eps, self.revival.threshold, self.revival.decay)
+        revival = (0.0, 0.0) if self.revival is None else (self.revival.threshold, self.revival.decay)
+        return UpdateRule(self.decay, self.eps, *revival, float(self.unit_norm))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Codebook":
         """Moves the codebook, but keeps it in at least float32: averages and distances need the precision."""
@@ -232,16 +239,15 @@ def _count_operator(
     apply_first: bool,
     starts_from_data: bool,
 ) -> Tensor:
-    codebook = CodebookState(*state)
+    codebook, update_rule = CodebookState(*state), UpdateRule(*rule)
     if torch._C._current_graph_task_id() != -1:  # inside a backward
-        return look_up(codebook, z, live)
+        return look_up(codebook, update_rule, z, live)
     averages = AverageState(*average) if average else None
-    update_rule = UpdateRule(*rule)
     if apply_first:
         apply_pending_(codebook, averages, update_rule)
     if starts_from_data:
         start_(codebook, z, live)
-    indices = look_up(codebook, z, live)
+    indices = look_up(codebook, update_rule, z, live)
     count_(codebook, averages, update_rule, z, live, indices)
     return indices
 

@@ -1,5 +1,6 @@
 """How a codebook is doing on a window of latents, in numbers and in plain language."""
 
+import itertools
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -113,9 +114,11 @@ class _Window:
         )
 
 
-def codebook_health(quantizer: "AbstractQuantizer", batches: Iterable[tuple[Tensor, Tensor | None]]) -> CodebookHealth:
-    """What :meth:`AbstractQuantizer.health` says about pairs of latents and masks."""
-    windows, dirty = _watch(quantizer, batches)
+def codebook_health(
+    quantizer: "AbstractQuantizer", latents: Tensor | Iterable[Tensor], mask: Tensor | Iterable[Tensor] | None
+) -> CodebookHealth:
+    """What :meth:`AbstractQuantizer.health` says."""
+    windows, dirty = _watch(quantizer, _pair(latents, mask))
     _distributed.all_reduce_sum_(dirty)
     for window in windows:
         window.reduce()
@@ -183,3 +186,13 @@ def _watch(
         for module, training in modes.items():
             module.training = training
     return windows, dirty
+
+
+def _pair(
+    latents: Tensor | Iterable[Tensor], mask: Tensor | Iterable[Tensor] | None
+) -> Iterable[tuple[Tensor, Tensor | None]]:
+    """Batches of latents with their masks."""
+    batches = [latents] if isinstance(latents, Tensor) else latents
+    if mask is None:
+        return zip(batches, itertools.repeat(None), strict=False)
+    return zip(batches, [mask] if isinstance(mask, Tensor) else mask, strict=True)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import _distributed
 from ..functional._search import search
@@ -43,6 +44,7 @@ class UpdateRule(NamedTuple):
     average_eps: float
     revival_threshold: float
     revival_decay: float
+    unit_norm: float = 0.0  # 1: entries stand for their directions, see ``as_entries``
 
 
 def apply_pending_(state: CodebookState, average: AverageState | None, rule: UpdateRule) -> None:
@@ -56,6 +58,7 @@ def apply_pending_(state: CodebookState, average: AverageState | None, rule: Upd
         mean = (average.embed_avg + rule.average_eps * state.weight) / (average.cluster_size + rule.average_eps)[
             :, None
         ]
+        mean = as_entries(mean, unit_norm=rule.unit_norm > 0)
         state.weight.copy_(torch.where((state.pending_counts > 0)[:, None], mean, state.weight))
         average.pending_sums.zero_()
     if rule.revival_threshold > 0:
@@ -112,7 +115,7 @@ def count_(
         own = torch.where(live[:, None], z, 0).to(dtype)
         parts.append(torch.zeros(size, dim, dtype=dtype, device=z.device).index_add_(0, indices, own))
     if rule.revival_threshold > 0:
-        error = (z - state.weight[indices]).square().sum(dim=1)
+        error = (z - as_entries(state.weight[indices], unit_norm=rule.unit_norm > 0)).square().sum(dim=1)
         keys, vectors, owners = _draw_candidates(state, z, live, error)
         parts += [vectors, owners]
     counts, *rest = _sum_over_processes(parts)
@@ -127,10 +130,21 @@ def count_(
     state.pending_vectors.add_(counts.sum().long())
 
 
-def look_up(state: CodebookState, z: Tensor, live: Tensor) -> Tensor:
+def look_up(state: CodebookState, rule: UpdateRule, z: Tensor, live: Tensor) -> Tensor:
     """Indices ``(N,)`` of the nearest entries, 0 where ``z`` is not live."""
     dtype = torch.promote_types(z.dtype, state.weight.dtype)
-    return torch.where(live, search(z.to(dtype), state.weight.to(dtype)), 0)
+    weight = as_entries(state.weight, unit_norm=rule.unit_norm > 0)
+    return torch.where(live, search(z.to(dtype), weight.to(dtype)), 0)
+
+
+def as_entries(weight: Tensor, *, unit_norm: bool) -> Tensor:
+    """What rows ``(N, D)`` of a codebook's weight stand for: themselves, or their directions."""
+    return unit(weight) if unit_norm else weight
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors ``(N, D)`` at length 1; shorter than 1e-6, they keep their direction and a bounded gradient."""
+    return F.normalize(vectors, dim=1, eps=1e-6)
 
 
 def _draw_candidates(state: CodebookState, z: Tensor, live: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ..functional._codes import count_codes, perplexity_of_counts, usage_of_counts
-from ._base import AbstractQuantizer, QuantizerOutput, mean_square
+from ._base import AbstractQuantizer, QuantizerOutput
 from ._codebook import Codebook
 from ._revival import DeadCodeRevival
+from ._statistics import as_entries
+from ._terms import check_entries, mean_square, seen_vectors, usage_terms
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
+Distance = Literal["euclidean", "cosine"]
 
 
 class _CodebookQuantizer(AbstractQuantizer):
@@ -28,8 +30,11 @@ class _CodebookQuantizer(AbstractQuantizer):
 
     @property
     def codebook(self) -> Tensor:
-        """The entries, ``(K, D)``: the parameter or buffer itself. Use :meth:`set_codebook_` to replace them."""
-        return self.embedding.weight
+        """The entries, ``(K, D)``: the parameter or buffer itself, with cosine distance its rows at length 1.
+
+        Use :meth:`set_codebook_` to replace them.
+        """
+        return self.embedding.all_entries()
 
     @property
     def revival(self) -> DeadCodeRevival | None:
@@ -52,12 +57,7 @@ class _CodebookQuantizer(AbstractQuantizer):
         Raises:
             ValueError: if the shape differs or a value is not finite.
         """
-        if codebook.shape != self.codebook.shape:
-            raise ValueError(
-                f"set_codebook_ takes entries of shape {tuple(self.codebook.shape)}, but got {tuple(codebook.shape)}."
-            )
-        if not bool(codebook.isfinite().all()):
-            raise ValueError("set_codebook_ takes finite entries, but got NaN or infinite values.")
+        check_entries(codebook, self.codebook)
         self.embedding.set_(codebook)
 
     def update_(self) -> None:
@@ -68,45 +68,46 @@ class _CodebookQuantizer(AbstractQuantizer):
         until then, and where :meth:`update_after` is not used either, every training forward first applies what the
         one before it counted.
         """
-        self.embedding.update_manually_()
+        self.embedding.update_manually_(apply=not self.frozen)
 
     def _update(self) -> None:
-        self.embedding.apply_pending_()
+        if not self.frozen:
+            self.embedding.apply_pending_()
 
     def _encode(self, z: Tensor, live: Tensor) -> Tensor:
-        seen = self._seen(z, live)
-        return self.embedding.look_up(torch.where(seen[:, None], z, 0), seen)
+        seen = seen_vectors(z, live)
+        return self.embedding.look_up(torch.where(seen[:, None], self._compared(z), 0), seen)
 
     def _decode(self, indices: Tensor) -> Tensor:
         return self.embedding.entries(indices)
 
     def _quantize(self, z: Tensor, live: Tensor) -> QuantizerOutput:
-        seen = self._seen(z, live)
+        seen = seen_vectors(z, live)
+        z = self._compared(z)
         clean = torch.where(seen[:, None], z.detach(), 0)
-        indices, entries = self.embedding(clean, seen, apply_first=self._schedule.ties == 0)
-        entries = entries.to(z.dtype)
+        indices, entries = self.embedding(
+            clean, seen, counts=self.training and not self.frozen, apply_first=self._schedule.ties == 0
+        )
+        entries = self._trained(entries).to(z.dtype)
         # A live vector that is not finite makes the loss and its gradient NaN, an infinite one (0 * inf) too: the user,
         # or a gradient scaler, must see it.
         commitment = mean_square(z + 0 * z, entries.detach(), live)
         codebook = mean_square(clean, entries, seen)
-        counts = count_codes(torch.where(seen, indices, -1), self.codebook_size)
         terms = {
             "commitment": commitment.detach().float(),
             "codebook": codebook.detach().float(),
-            "perplexity": perplexity_of_counts(counts),
-            "usage": usage_of_counts(counts),
+            **usage_terms(torch.where(seen, indices, -1), self.codebook_size),
         }
         quantized = self.estimator(z, entries.detach())
         return QuantizerOutput(quantized, indices, self._loss(commitment, codebook), terms)
 
+    def _compared(self, z: Tensor) -> Tensor:
+        """What is compared with the entries: the vectors, or their directions."""
+        return as_entries(z, unit_norm=self.embedding.unit_norm)
+
     @abstractmethod
     def _loss(self, commitment: Tensor, codebook: Tensor) -> Tensor:
         """The weighted sum of the terms that train something."""
-
-    @staticmethod
-    def _seen(z: Tensor, live: Tensor) -> Tensor:
-        """Which vectors may enter the codebook: the live ones that are finite."""
-        return live & z.isfinite().all(dim=1)
 
 
 class VectorQuantizer(_CodebookQuantizer):
@@ -130,6 +131,9 @@ class VectorQuantizer(_CodebookQuantizer):
         codebook_dim: their width ``D``, the number of channels of the input.
         commitment_weight: pull of the entries on the encoder.
         codebook_weight: pull of the encoder's output on the entries.
+        distance: ``"euclidean"``, or ``"cosine"``: vectors and entries are compared at length 1, and ``z`` and ``e``
+            in the loss are those. ``quantized`` then has length 1, and gradients pass through the division by the
+            length: the l2-normalized codes of Yu et al., "Vector-quantized Image Modeling with Improved VQGAN" (2021).
         estimator: ``(z, entries) -> quantized`` with the value of ``entries`` and a gradient for ``z``.
         init: ``"data"`` takes the entries from the first training batch; ``"uniform"`` draws them from
             ``U(-1 / K, 1 / K)``, as the VQ-GAN code does, which leaves most of a large codebook unused.
@@ -137,7 +141,7 @@ class VectorQuantizer(_CodebookQuantizer):
         channel_dim: where the channels are, 1 for ``(B, C, ...)``, -1 for channels last.
 
     Raises:
-        ValueError: if a size is not positive, ``init`` is unknown or ``channel_dim`` is 0.
+        ValueError: if a size is not positive, ``init`` or ``distance`` is unknown or ``channel_dim`` is 0.
 
     Note:
         A vector that is not finite gets index 0 and enters no statistics; it makes the commitment term, hence the
@@ -159,12 +163,20 @@ class VectorQuantizer(_CodebookQuantizer):
         *,
         commitment_weight: float = 0.25,
         codebook_weight: float = 1.0,
+        distance: Distance = "euclidean",
         estimator: Estimator = functional.straight_through,
         init: Literal["data", "uniform"] = "data",
         revival: DeadCodeRevival | None = DeadCodeRevival(),  # noqa: B008 (frozen)
         channel_dim: int = 1,
     ) -> None:
-        codebook = Codebook(codebook_size, codebook_dim, trained_by="gradient", init=init, revival=revival)
+        codebook = Codebook(
+            codebook_size,
+            codebook_dim,
+            trained_by="gradient",
+            init=init,
+            revival=revival,
+            unit_norm=_is_cosine(distance),
+        )
         super().__init__(codebook, commitment_weight=commitment_weight, estimator=estimator, channel_dim=channel_dim)
         self.codebook_weight = codebook_weight
 
@@ -190,14 +202,16 @@ class EMAVectorQuantizer(_CodebookQuantizer):
         commitment_weight: pull of the entries on the encoder, ``beta`` in the paper.
         decay: of the averages, per update, in ``[0, 1)``.
         eps: weight of an entry's present place in ``e_k = (m_k + eps * e_k) / (N_k + eps)``, where ``N_k`` is tiny.
+        distance: ``"euclidean"`` or ``"cosine"``, as in :class:`VectorQuantizer`; with cosine distance every update
+            ends by bringing the entries to length 1.
         estimator: ``(z, entries) -> quantized`` with the value of ``entries`` and a gradient for ``z``.
         init: ``"data"`` or ``"uniform"``, as in :class:`VectorQuantizer`.
         revival: when and how dead entries are replaced; None leaves them.
         channel_dim: where the channels are, 1 for ``(B, C, ...)``, -1 for channels last.
 
     Raises:
-        ValueError: if a size is not positive, ``decay`` or ``eps`` is out of range, ``init`` is unknown or
-            ``channel_dim`` is 0.
+        ValueError: if a size is not positive, ``decay`` or ``eps`` is out of range, ``init`` or ``distance`` is unknown
+            or ``channel_dim`` is 0.
 
     Example:
         >>> vq = EMAVectorQuantizer(codebook_size=512, codebook_dim=64)
@@ -217,6 +231,7 @@ class EMAVectorQuantizer(_CodebookQuantizer):
         commitment_weight: float = 0.25,
         decay: float = 0.99,
         eps: float = 1e-5,
+        distance: Distance = "euclidean",
         estimator: Estimator = functional.straight_through,
         init: Literal["data", "uniform"] = "data",
         revival: DeadCodeRevival | None = DeadCodeRevival(),  # noqa: B008 (frozen)
@@ -227,9 +242,22 @@ class EMAVectorQuantizer(_CodebookQuantizer):
                 f"EMAVectorQuantizer needs decay in [0, 1) and a positive eps, but got decay={decay}, eps={eps}."
             )
         codebook = Codebook(
-            codebook_size, codebook_dim, trained_by="average", init=init, revival=revival, decay=decay, eps=eps
+            codebook_size,
+            codebook_dim,
+            trained_by="average",
+            init=init,
+            revival=revival,
+            decay=decay,
+            eps=eps,
+            unit_norm=_is_cosine(distance),
         )
         super().__init__(codebook, commitment_weight=commitment_weight, estimator=estimator, channel_dim=channel_dim)
 
     def _loss(self, commitment: Tensor, codebook: Tensor) -> Tensor:
         return self.commitment_weight * commitment
+
+
+def _is_cosine(distance: Distance) -> bool:
+    if distance not in ("euclidean", "cosine"):
+        raise ValueError(f"distance must be 'euclidean' or 'cosine', but got {distance!r}.")
+    return distance == "cosine"

@@ -1,0 +1,67 @@
+"""Comparing tensors, modules and their states, in words."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def gap(actual: Tensor, expected: Tensor) -> str:
+    """How far two tensors are apart, in words; empty if they are bit-equal (NaN equals NaN)."""
+    if actual.shape != expected.shape:
+        return f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
+    if actual.numel() == 0:
+        return ""
+    a, b = actual.detach(), expected.detach()
+    different = ~((a == b) | ((a != a) & (b != b)))
+    if not bool(different.any()):
+        return ""
+    share = f"{int(different.sum())} of {different.numel()} values differ"
+    if not (a.is_floating_point() or b.is_floating_point()):
+        return share
+    far = (a.double() - b.double()).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return f"{share}, by up to {float(far.max()):.3g} (largest value {float(b.double().abs().max()):.3g})"
+
+
+def differ(actual: Tensor, expected: Tensor, *, rtol: float, atol: float) -> str:
+    """:func:`gap`, unless it is within the tolerance."""
+    text = gap(actual, expected)
+    if not text or actual.shape != expected.shape:
+        return text
+    same = torch.allclose(actual.detach().double(), expected.detach().double(), rtol=rtol, atol=atol, equal_nan=True)
+    return "" if same else text
+
+
+def state_of(module: Any) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers, saved or not."""
+    if not isinstance(module, nn.Module):
+        return {}
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return {name: tensor.detach().clone() for name, tensor in named}
+
+
+def state_difference(
+    actual: dict[str, Tensor], expected: dict[str, Tensor], *, rtol: float = 0.0, atol: float = 0.0
+) -> str:
+    """The names in which two states differ, and by how much; empty if they do not."""
+    if actual.keys() != expected.keys():
+        return f"tensors {sorted(actual.keys() ^ expected.keys())} exist in one of two states only"
+    texts = {name: differ(actual[name], expected[name], rtol=rtol, atol=atol) for name in actual}
+    for name in actual:
+        if actual[name].dtype != expected[name].dtype:
+            texts[name] = f"{actual[name].dtype} instead of {expected[name].dtype}"
+    return "; ".join(f"{name}: {text}" for name, text in texts.items() if text)
+
+
+def clone(module: Any) -> Any:
+    """A deep copy without gradients."""
+    twin = copy.deepcopy(module)
+    if isinstance(twin, nn.Module):
+        twin.zero_grad(set_to_none=True)
+    return twin
+
+
+def backward(loss: Tensor) -> None:
+    """Calls ``backward()`` of one number of any shape."""
+    torch.autograd.backward(loss.reshape(()))

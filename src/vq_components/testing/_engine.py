@@ -1,0 +1,135 @@
+"""How a check becomes a public function, and how all checks of a kind are run."""
+
+import contextlib
+import functools
+import inspect
+import unittest
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from ._report import Broken, CheckError, CheckFailure
+
+Subject = TypeVar("Subject")
+
+
+@dataclass(frozen=True)
+class Check(Generic[Subject]):
+    """A check as the runner sees it."""
+
+    name: str
+    function: Callable[..., None]
+    applies: Callable[[Subject], bool]
+
+
+class Kind(Generic[Subject]):
+    """All checks of one kind of object, in the order of their definition.
+
+    Args:
+        noun: what the objects are called; the name of a check's first argument.
+        wrap: makes a subject of an object and keyword arguments; a subject stays as it is.
+    """
+
+    def __init__(self, noun: str, wrap: Callable[..., Subject]) -> None:
+        self.noun = noun
+        self.wrap = wrap
+        self.checks: dict[str, Check[Subject]] = {}
+
+    def check(
+        self, *, rule: str, cause: str, applies: Callable[[Subject], bool] = lambda subject: True
+    ) -> Callable[[Callable[[Subject], None]], Callable[..., None]]:
+        """Makes a public check of a function of one subject; see any of them for how it is called."""
+
+        def decorate(body: Callable[[Subject], None]) -> Callable[..., None]:
+            name = body.__name__
+
+            @functools.wraps(body)
+            def run(tested: Any, **options: Any) -> None:
+                subject = self.wrap(tested, **options)
+                if not applies(subject):
+                    raise unittest.SkipTest(f"{name} does not apply to this {self.noun}, as its traits say.")
+                _run(body, subject, rule=rule, cause=cause)
+
+            # What help() and editors show: the object, and the keywords that make a subject of it.
+            run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+                [
+                    inspect.Parameter(self.noun, inspect.Parameter.POSITIONAL_OR_KEYWORD),
+                    *(inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None) for key in _OPTIONS),
+                ]
+            )
+            self.checks[name] = Check(name, run, applies)
+            return run
+
+        return decorate
+
+    def selected(self, subject: Subject) -> list[Check[Subject]]:
+        """The checks that apply."""
+        return [check for check in self.checks.values() if check.applies(subject)]
+
+    def run_all(self, subject: Subject, *, name: str, expected_failures: Mapping[str, str]) -> None:
+        """Runs every check that applies; raises one :class:`CheckError` with all failures."""
+        check_expected(expected_failures, self.checks)
+        failures, checks = [], self.selected(subject)
+        for check in checks:
+            failure = _outcome(check, subject, expected_failures.get(check.name))
+            if failure is not None:
+                failures.append(failure)
+        if failures:
+            raise CheckError(name, failures, total=len(checks))
+
+
+_OPTIONS = ("traits", "adapter")
+
+
+def check_expected(expected_failures: Mapping[str, str], checks: Mapping[str, Any]) -> None:
+    """Raises if a check that is expected to fail does not exist."""
+    unknown = sorted(set(expected_failures) - set(checks))
+    if unknown:
+        raise ValueError(f"expected_failures names checks that do not exist: {', '.join(unknown)}.")
+
+
+def _outcome(check: Check[Any], subject: Any, expected: str | None) -> CheckFailure | None:
+    try:
+        check.function(subject)
+    except CheckFailure as failure:
+        return None if expected is not None else failure
+    if expected is None:
+        return None
+    return CheckFailure(
+        check.name,
+        rule="a check in expected_failures fails",
+        measured=f"it passed, though it was expected to fail: {expected}",
+        cause="the object has been repaired: take the check out of expected_failures",
+    )
+
+
+def _run(body: Callable[[Any], None], subject: Any, *, rule: str, cause: str) -> None:
+    try:
+        with isolated():
+            body(subject)
+    except Broken as broken:
+        raise CheckFailure(body.__name__, rule=rule, measured=str(broken), cause=cause) from None
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        measured = f"raised {type(error).__name__}: {lines[0][:300]}"
+        raise CheckFailure(body.__name__, rule=rule, measured=measured, cause=cause) from error
+
+
+@contextlib.contextmanager
+def isolated(seed: int = 0) -> Iterator[None]:
+    """A known random state, autograd on, one thread, no autocast; afterwards everything as it was.
+
+    The tensors of a check are tiny: a second thread costs more than it brings.
+    """
+    threads, default = torch.get_num_threads(), torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_default_dtype(default)

@@ -1,0 +1,164 @@
+"""A loss under test: how to call both of its players, a scene to call it on, and what it should answer."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._compare import clone, differ
+from ._engine import Kind
+from ._loss_adapters import LossAdapter, LossTraits, Scene, own_loss, taming_loss
+
+
+class LossSubject:
+    """A VQ-GAN loss, how to call it, and what it declares.
+
+    Args:
+        loss: the module, which is copied for every check.
+        name: what reports and test ids call it; its class's name unless told.
+        adapter: how to call it; needed unless it has ``generator_loss`` and ``discriminator_loss``.
+        traits: what it declares; read from its attributes unless told.
+        expected_failures: names of checks that must fail, each with the reason.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        *,
+        name: str | None = None,
+        adapter: LossAdapter | None = None,
+        traits: LossTraits | None = None,
+        expected_failures: Mapping[str, str] | None = None,
+    ) -> None:
+        if adapter is None:
+            adapter = own_loss if hasattr(loss, "generator_loss") else taming_loss
+        self._source = loss
+        self.name = name or type(loss).__name__
+        self.adapter = adapter
+        if traits is None and adapter.traits is not None:
+            traits = adapter.traits(loss)
+        if traits is None:
+            raise TypeError(f"{type(loss).__name__} does not tell its traits. Pass traits=LossTraits(...).")
+        self.traits = traits
+        self.expected_failures = dict(expected_failures or {})
+
+    def fresh(self) -> Any:
+        """A copy in training mode."""
+        return clone(self._source).train()
+
+    def used(self, *, gain: float = 3.0) -> Any:
+        """A copy whose discriminator has logits of both signs, beyond 1; weights are multiplied by ``gain``."""
+        module = self.fresh()
+        with torch.no_grad():
+            network = self.adapter.network(module)
+            scene = self.scene()
+            network(self.with_condition(scene.images, scene))
+            weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+            for weight in weights:
+                weight.mul_(gain)
+            if gain >= 1:
+                logits = network(self.with_condition(scene.images, scene))
+                weights[-1].mul_(2.0 / logits.std().clamp(min=1e-3))
+        return module
+
+    def scene(self, kind: str = "usual") -> Scene:
+        """A batch of images and reconstructions; ``kind`` says which values are special."""
+        channels, height, width = self.traits.image_shape
+        images = torch.rand(4, channels, height, width) * 2 - 1
+        features = torch.randn(4, 5, height, width)
+        last_layer = 0.2 * torch.randn(channels, 5, 3, 3)
+        if kind in ("black", "saturated"):
+            images = torch.full_like(images, -1.0 if kind == "black" else 1.0)
+        if kind != "usual":
+            last_layer = torch.zeros_like(last_layer)
+        features, last_layer = features.requires_grad_(), last_layer.requires_grad_()
+        reconstructions = F.conv2d(features, last_layer, padding=1)
+        if kind != "usual":
+            reconstructions = reconstructions + images
+        cond = torch.randn(4, self.traits.cond_channels, height, width) if self.traits.cond_channels else None
+        return Scene(images, features, last_layer, reconstructions, torch.tensor(0.37, requires_grad=True), cond)
+
+    @staticmethod
+    def with_condition(images: Tensor, scene: Scene) -> Tensor:
+        """What the discriminator is given."""
+        return images if scene.cond is None else torch.cat([images, scene.cond], dim=1)
+
+    @property
+    def full(self) -> int:
+        """A step in which everything is on, with its full weight."""
+        return max(self.traits.gen_start, self.traits.disc_start) + self.traits.gen_ramp + 3
+
+    @property
+    def declares_all(self) -> bool:
+        """Whether the loss can be computed from what is declared."""
+        t = self.traits
+        return None not in (t.disc_loss, t.pixel, t.perceptual, t.adversarial, t.factor, t.codebook, t.delta)
+
+    def factor_at(self, step: int) -> float:
+        """``disc_factor * ramp`` of the generator."""
+        t = self.traits
+        if step < t.gen_start:
+            return 0.0
+        return (t.factor or 0.0) * (min(1.0, (step - t.gen_start + 1) / t.gen_ramp) if t.gen_ramp else 1.0)
+
+    def expected_generator(self, module: Any, scene: Scene, step: int) -> dict[str, Tensor]:
+        """The parts of the generator's loss and the loss itself, each with its graph, by plain autograd."""
+        t = self.traits
+        x, y = scene.images, scene.reconstructions
+        pixel = (x - y).abs().mean()
+        network = copy.deepcopy(self.adapter.network(module)).requires_grad_(False)
+        perceptual = pixel.new_zeros(())
+        distance = self.adapter.perceptual(module)
+        if distance is not None and t.perceptual:
+            perceptual = distance(x, y).mean()
+        reconstruction = (t.pixel or 0.0) * pixel + (t.perceptual or 0.0) * perceptual
+        total = reconstruction + (t.codebook or 0.0) * scene.quantizer_loss
+        generator = weight = mean = pixel.new_zeros(())
+        factor = self.factor_at(step)
+        if factor > 0:
+            logits = network(self.with_condition(y, scene))
+            generator, mean = -logits.mean(), logits.mean()
+            if t.disc_loss == "non_saturating":
+                generator = F.softplus(-logits).mean()
+            norms = [
+                torch.autograd.grad(part, scene.last_layer, retain_graph=True)[0].double().norm()
+                for part in (reconstruction, generator)
+            ]
+            weight = (norms[0] / (norms[1] + (t.delta or 0.0))).clamp(0.0, t.max_weight).float()
+            total = total + factor * (t.adversarial or 0.0) * weight * generator
+        return {
+            "loss": total,
+            "pixel": pixel,
+            "perceptual": perceptual,
+            "reconstruction": reconstruction,
+            "generator": generator,
+            "quantizer": scene.quantizer_loss,
+            "adaptive_weight": weight,
+            "logits_fake": mean,
+        }
+
+    def expected_discriminator(self, network: nn.Module, scene: Scene) -> dict[str, Tensor]:
+        """The same for the discriminator, before ``disc_factor``, with the graph of ``network``."""
+        real = network(self.with_condition(scene.images, scene))
+        fake = network(self.with_condition(scene.reconstructions.detach(), scene))
+        if self.traits.disc_loss == "hinge":
+            loss = 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
+        else:
+            loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+        return {"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
+
+    def differ(self, actual: Tensor, expected: Tensor) -> str:
+        """How far two values are apart, within the tolerance."""
+        scale = float(expected.detach().abs().max()) if expected.numel() else 0.0
+        return differ(actual.float(), expected.float(), rtol=self.traits.rtol, atol=1e-6 + self.traits.rtol * scale)
+
+
+def as_loss(loss: Any, **options: Any) -> LossSubject:
+    """A subject as it is, or one made of a loss."""
+    return loss if isinstance(loss, LossSubject) else LossSubject(loss, **options)
+
+
+LOSS: Kind[LossSubject] = Kind("loss", as_loss)

@@ -1,0 +1,192 @@
+"""Checks of a prior with conditions: the sequence that its transformer reads, the noise of training, windows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._compare import gap
+from ._prior_subject import PRIOR, PriorSubject, Values
+from ._report import require
+
+
+def _is_own(subject: PriorSubject) -> bool:
+    module = subject.fresh()
+    return all(hasattr(module, name) for name in ("gpt", "image_vocab", "pkeep", "condition_dropout", "offset"))
+
+
+def _read(prior: PriorSubject, module: Any, tokens: Tensor, values: Values) -> Tensor:
+    """The sequence that the transformer was called with."""
+    seen: list[Tensor] = []
+    handle = module.gpt.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        prior.logits(module, tokens, values)
+    finally:
+        handle.remove()
+    return seen[-1]
+
+
+def _value_tokens(condition: Any, value: Tensor | None, batch: int) -> Tensor:
+    """Tokens of one condition of the known classes, before its offset."""
+    name = type(condition).__name__
+    if value is None:
+        return torch.zeros(batch, 1, dtype=torch.int64)
+    if name == "Coordinates":
+        bins = int(condition.bins)
+        return (value.double() * bins).floor().long().clamp(max=bins - 1)
+    return torch.as_tensor(value).reshape(batch, -1).long()
+
+
+def _prefix(module: Any, values: Values, batch: int, *, dropped: bool) -> Tensor:
+    """Tokens of all conditions, as the class documents them."""
+    iterator, parts = iter(values), []
+    first = module.image_vocab if module.offset else 0
+    total = module.image_vocab + sum(c.vocab_size for c in module.conditions)
+    nothing = total if module.offset else max([module.image_vocab, *(c.vocab_size for c in module.conditions)])
+    for condition in module.conditions:
+        value = next(iterator) if condition.takes_value else None
+        part = _value_tokens(condition, value, batch) + first
+        if dropped and condition.takes_value:
+            part = torch.full_like(part, nothing)
+        parts.append(part)
+        first += condition.vocab_size if module.offset else 0
+    return torch.cat(parts, dim=1)
+
+
+@PRIOR.check(
+    rule="the transformer reads the conditions' tokens, each in its own range, and all of the image's but the last",
+    cause="an offset that is missing, or a sequence that is shifted by one",
+    applies=_is_own,
+)
+def check_conditional_sequence(prior: PriorSubject) -> None:
+    """Guards which token stands for which value of which condition.
+
+    Fails it::
+
+        prefix = torch.cat([condition.encode(value) for ...], dim=1)  # class 3 and image token 3 are the same
+    """
+    module, tokens, values = prior.excited(), prior.tokens(4), prior.values(4)
+    expected = torch.cat([_prefix(module, values, 4, dropped=False), tokens[:, :-1]], dim=1)
+    text = gap(_read(prior, module, tokens, values), expected)
+    require(not text, f"the transformer's sequence: {text}")
+    logits = module.gpt(expected)[:, -tokens.shape[1] :, : module.image_vocab]
+    text = prior.differ(prior.logits(module, tokens, values), logits)
+    require(not text, f"logits, compared with the last ones of the transformer: {text}")
+
+
+@PRIOR.check(
+    rule="training keeps a share pkeep of the input tokens, replaces the others at random, and drops the conditions of "
+    "a share condition_dropout of the images",
+    cause="1 - p where p is meant, targets that are replaced too, or noise in evaluation",
+    applies=_is_own,
+)
+def check_conditional_noise(prior: PriorSubject) -> None:
+    """Guards what training adds, by counting, for several shares.
+
+    Fails it::
+
+        kept = torch.rand(tokens.shape) > pkeep
+    """
+    module, batch = prior.excited().train(), 400
+    tokens, values = prior.tokens(batch), prior.values(batch)
+    given, free = (_prefix(module, values, batch, dropped=dropped) for dropped in (False, True))
+    can_drop = module.condition_dropout > 0
+    for pkeep, dropout in ((1.0, 0.0), (0.7, 0.0), (0.2, 0.25), (1.0, 1.0), (0.0, 0.0)):
+        module.pkeep = pkeep
+        if can_drop:
+            module.condition_dropout = dropout
+        read = _read(prior, module, tokens, values)
+        prefix, inputs = read[:, : given.shape[1]], read[:, given.shape[1] :]
+        kept = float((inputs == tokens[:, :-1]).double().mean())
+        expected = pkeep + (1 - pkeep) / module.image_vocab
+        require(
+            abs(kept - expected) < 0.05, f"pkeep={pkeep}: {kept:.3f} of the tokens are as given, not {expected:.3f}"
+        )
+        require(int(inputs.min()) >= 0 and int(inputs.max()) < module.image_vocab, "a replacement is no image token")
+        if pkeep == 0:
+            share = torch.bincount(inputs.flatten(), minlength=module.image_vocab) * module.image_vocab / inputs.numel()
+            rare = f"replacements take tokens with {float(share.min()):.2f} to {float(share.max()):.2f} of a fair share"
+            require(bool(((share > 0.7) & (share < 1.3)).all()), rare)
+        whole, none = (prefix == given).all(dim=1), (prefix == free).all(dim=1)
+        require(bool((whole | none).all()), "conditions are dropped one by one, or in part")
+        if can_drop and not torch.equal(given, free):
+            share = float((~whole).double().mean())
+            require(abs(share - dropout) < 0.08, f"condition_dropout={dropout}: {share:.3f} of the images have none")
+    module.pkeep = 0.5
+    answer = module(tokens, values)
+    wanted = -answer.logits.log_softmax(dim=2).gather(2, tokens[:, :, None]).mean()
+    text = prior.differ(answer.loss, wanted)
+    require(not text, f"in training, the loss is not that of the given tokens: {text}")
+    read = _read(prior, module.eval(), tokens, values)[:, given.shape[1] :]
+    require(torch.equal(read, tokens[:, :-1]), "an evaluation replaces tokens")
+
+
+def _window_of(place: int, whole: int, size: int) -> int:
+    return min(max(place - size // 2, 0), whole - size)
+
+
+def _slow_windows(
+    prior: PriorSubject, module: Any, grid: tuple[int, int], values: Values, choose: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """One token after the other, each given those before it in its window."""
+    height, width = (min(a, b) for a, b in zip(prior.traits.grid or grid, grid, strict=True))
+    batch = len(values[0]) if values else 2
+    tokens = torch.zeros(batch, *grid, dtype=torch.int64)
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            top, left = _window_of(row, grid[0], height), _window_of(column, grid[1], width)
+            place = (row - top) * width + column - left
+            window = tokens[:, top : top + height, left : left + width].flatten(1)
+            iterator, local = iter(values), []
+            for condition in module.conditions:
+                if not condition.takes_value:
+                    continue
+                if type(condition).__name__ == "Coordinates":
+                    where = (top / max(grid[0] - height, 1), left / max(grid[1] - width, 1))
+                    local.append(torch.tensor(where).expand(batch, 2))
+                    continue
+                value = next(iterator)
+                if type(condition).__name__ == "SpatialTokens":
+                    value = _under(value, (top, left), (height, width), grid)
+                local.append(value)
+            logits = prior.logits(module, window, tuple(local))[:, place]
+            tokens[:, row, column] = choose(logits)
+    return tokens
+
+
+def _under(value: Tensor, start: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    rows, columns = (
+        slice(begin * cells // whole, begin * cells // whole + length * cells // whole)
+        for begin, length, cells, whole in zip(start, size, value.shape[1:], grid, strict=True)
+    )
+    return value[:, rows, columns]
+
+
+@PRIOR.check(
+    rule="sampling by windows gives what one token after the other gives, each in the window around it",
+    cause="rows that run too close behind each other, a window that is off by one, or conditions that do not slide",
+    applies=lambda subject: (
+        subject.adapter.windows is not None and subject.traits.grid is not None and _is_own(subject)
+    ),
+)
+def check_windows(prior: PriorSubject) -> None:
+    """Guards images larger than those of the training, by a plain loop, for several sizes.
+
+    Fails it::
+
+        left = column - width // 2 + 1
+    """
+    module, (height, width) = prior.excited(), prior.traits.grid or (1, 1)
+    if prior.adapter.windows is None:
+        return
+    for grid in ((height + 2, width + 3), (height, 3 * width), (2 * height, width), (max(height - 1, 1), width + 1)):
+        values = tuple(
+            torch.randint(int(value.max()) + 1, (2, *grid)) if type(condition).__name__ == "SpatialTokens" else value
+            for condition, value in zip([c for c in module.conditions if c.takes_value], prior.values(2), strict=True)
+            if type(condition).__name__ != "Coordinates"
+        )
+        tokens = prior.adapter.windows(module, grid, (height, width), 2, values, {"temperature": 0.0})
+        expected = _slow_windows(prior, module, grid, values, lambda logits: logits.argmax(dim=1))
+        text = gap(tokens, expected)
+        require(not text, f"a grid {grid} in windows of {(height, width)}: {text}")

@@ -1,0 +1,230 @@
+"""Checks of a prior's sampling: by its own logits, and laws of large numbers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._compare import state_difference, state_of
+from ._prior_subject import PRIOR, PriorSubject, Values, can_generate
+from ._report import require
+
+_SAMPLES = 4000
+
+
+def filtered(logits: Tensor, settings: dict[str, Any]) -> Tensor:
+    """Probabilities ``(V,)`` that settings leave, token by token in float64."""
+    allowed = settings.get("allowed_tokens")
+    logits = logits.double() / settings.get("temperature", 1.0)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    p = logits.softmax(dim=0)
+    if settings.get("top_k") is not None:
+        least = p.sort(descending=True).values[min(settings["top_k"], len(p)) - 1]
+        p = torch.where(p >= least, p, 0.0)
+        p = p / p.sum()
+    if settings.get("top_p") is not None:
+        kept, total = torch.zeros_like(p), 0.0
+        for token in p.argsort(descending=True).tolist():
+            if total >= settings["top_p"]:
+                break
+            kept[token] = p[token]
+            total += float(p[token])
+        p = kept / kept.sum()
+    if settings.get("min_p") is not None:
+        p = torch.where(p >= settings["min_p"] * p.max(), p, 0.0)
+    return p / p.sum()
+
+
+def check_frequencies(tokens: Tensor, probability: Tensor, where: str) -> None:
+    """Raises unless tokens ``(N,)`` occur as often as they should, within five standard deviations."""
+    share = torch.bincount(tokens, minlength=len(probability)).double() / len(tokens)
+    ruled_out = (probability == 0) & (share > 0)
+    require(not bool(ruled_out.any()), f"{where}: tokens {ruled_out.nonzero()[:5, 0].tolist()} should be ruled out")
+    limit = 5 * (probability * (1 - probability) / len(tokens)).sqrt() + 2 / len(tokens)
+    far = ((share - probability).abs() - limit).argmax()
+    numbers = f"token {int(far)} has a share of {float(share[far]):.4f} instead of {float(probability[far]):.4f}"
+    require(bool(((share - probability).abs() <= limit).all()), f"{where}: {numbers}")
+
+
+def _repeat(values: Values, times: int) -> Values:
+    return tuple(value[:1].repeat(times, *[1] * (value.ndim - 1)) for value in values)
+
+
+def _prompt(prior: PriorSubject, batch: int, extra: int = 1) -> Tensor:
+    return prior.tokens(batch, min(prior.shortest + extra, prior.traits.length - 2))
+
+
+@PRIOR.check(
+    rule="sampling goes on with the prompt, and the likeliest tokens are those of the logits without a cache",
+    cause="a cache whose positions are off by one, or keys that are appended twice",
+    applies=can_generate,
+)
+def check_cached_equals_uncached(prior: PriorSubject) -> None:
+    """Guards the cache, for few and many sequences and for prompts of any length, by a plain loop.
+
+    Fails it::
+
+        x = x + self.pos_emb[:, :1]  # for every new token
+    """
+    module = prior.excited()
+    for batch in (1, 3, 6, 20):
+        for extra in (0, 1, 3):
+            length = prior.shortest + extra
+            if length >= prior.traits.length:
+                continue
+            prompt, values = prior.tokens(batch, length), prior.values(batch)
+            new = prior.traits.length - length
+            tokens = prior.generate(module, prompt, new, values, temperature=0.0)
+            where = f"{batch} sequences, prompt of {length}"
+            require(tuple(tokens.shape) == (batch, length + new), f"{where}: shape {tuple(tokens.shape)}")
+            require(torch.equal(tokens[:, :length], prompt), f"{where}: the prompt was changed")
+            for t in range(length, length + new):
+                logits = prior.next_logits(module, tokens[:, :t], values).detach()
+                chosen = logits.gather(1, tokens[:, t : t + 1])[:, 0]
+                behind = float((logits.amax(dim=1) - chosen).max())
+                require(behind < 1e-3, f"{where}, token {t}: a token that is {behind:.3g} behind the likeliest")
+
+
+@PRIOR.check(
+    rule="sampled tokens have the probabilities of the logits, after temperature and filters",
+    cause="logits multiplied by the temperature, a filter that keeps one too many or too few, or one that is ignored",
+    applies=can_generate,
+)
+def check_sampling_distribution(prior: PriorSubject) -> None:
+    """Guards the distribution of the next token, for each setting and for settings together.
+
+    Fails it::
+
+        logits[logits < logits.topk(k + 1).values[..., -1:]] = -inf
+    """
+    module = prior.excited()
+    prompt, values = _prompt(prior, 1), _repeat(prior.values(1), 1)
+    logits = prior.next_logits(module, prompt, values)[0].detach()
+    size = prior.traits.vocab_size
+    allowed = torch.arange(size) % 2 == 1
+    p = filtered(logits, {}).sort(descending=True).values
+    # Between two sums, so that rounding cannot decide.
+    nucleus = float(p[:2].sum() + p[2] / 2), float(p[0] / 2)
+    trials: list[dict[str, Any]] = [{}, {"temperature": 0.5}, {"temperature": 2.0}]
+    trials += [{"top_k": k} for k in (1, 3, size - 1, size + 5)]
+    trials += [{"top_p": share} for share in nucleus]
+    trials += [{"min_p": float((p[2] + p[3]) / 2 / p[0])}, {"allowed_tokens": allowed}]
+    trials += [{"temperature": 0.7, "top_k": 5, "top_p": 0.8}, {"top_k": 2, "allowed_tokens": allowed}]
+    for settings in trials:
+        if not settings.keys() <= set(prior.adapter.settings):
+            continue
+        many = prompt.expand(_SAMPLES, -1)
+        tokens = prior.generate(module, many, 1, _repeat(values, _SAMPLES), **settings)[:, -1]
+        shown = ", ".join(f"{name}={'...' if isinstance(v, Tensor) else v}" for name, v in settings.items())
+        check_frequencies(tokens, filtered(logits, settings), f"generate({shown})")
+
+
+@PRIOR.check(
+    rule="two tokens in a row have the joint probability of the logits",
+    cause="one random number used for several positions, or a second token that does not see the first",
+    applies=can_generate,
+)
+def check_sampling_of_pairs(prior: PriorSubject) -> None:
+    """Guards independence from position to position.
+
+    Fails it::
+
+        uniform = torch.rand(batch, 1).expand(batch, new)
+    """
+    module = prior.excited()
+    prompt, values = _prompt(prior, 1, extra=0), _repeat(prior.values(1), 1)
+    size = prior.traits.vocab_size
+    settings = {"temperature": 0.8}
+    first = filtered(prior.next_logits(module, prompt, values)[0].detach(), settings)
+    every = torch.cat([prompt.expand(size, -1), torch.arange(size)[:, None]], dim=1)
+    then = prior.next_logits(module, every, _repeat(values, size)).detach()
+    joint = torch.stack([first[token] * filtered(then[token], settings) for token in range(size)])
+    many = prior.generate(module, prompt.expand(_SAMPLES, -1), 2, _repeat(values, _SAMPLES), **settings)[:, -2:]
+    check_frequencies(many[:, 0] * size + many[:, 1], joint.flatten(), "pairs, numbered first * vocab_size + second")
+
+
+@PRIOR.check(
+    rule="guidance w samples from free + w (given - free), logits without and with conditions",
+    cause="a sign, w and w - 1, or the two halves of the batch swapped",
+    applies=lambda subject: subject.traits.guided and can_generate(subject),
+)
+def check_guidance(prior: PriorSubject) -> None:
+    """Guards classifier-free guidance: 0 ignores the conditions, 1 is without guidance, and all lies on one line.
+
+    Fails it::
+
+        logits = given + guidance * (given - free)
+    """
+    module = prior.excited()
+    prompt, values = _prompt(prior, 1), _repeat(prior.values(1), 1)
+    given = prior.next_logits(module, prompt, values)[0].detach()
+    other = _repeat(prior.values(1), 1)
+    prior_free = _free_logits(prior, module, prompt, values)
+    for weight in (0.0, 1.0, 2.5, -1.0):
+        many = prompt.expand(_SAMPLES, -1)
+        tokens = prior.generate(module, many, 1, _repeat(values, _SAMPLES), guidance=weight)[:, -1]
+        expected = filtered(prior_free + weight * (given - prior_free), {})
+        check_frequencies(tokens, expected, f"generate(guidance={weight})")
+    a, b = (prior.generate(module, prompt, 3, each, guidance=0.0, temperature=0.0) for each in (values, other))
+    require(torch.equal(a, b), "guidance=0 depends on the conditions")
+
+
+def _free_logits(prior: PriorSubject, module: Any, prompt: Tensor, values: Values) -> Tensor:
+    """Logits without conditions: those of a copy in training mode that drops every condition."""
+    mode, dropout, pkeep = module.training, module.condition_dropout, module.pkeep
+    noise = [part for part in module.modules() if isinstance(part, torch.nn.Dropout) or hasattr(part, "attn_pdrop")]
+    try:
+        module.training, module.condition_dropout, module.pkeep = True, 1.0, 1.0
+        for part in noise:
+            part.eval()
+        return prior.next_logits(module, prompt, values)[0].detach()
+    finally:
+        module.training, module.condition_dropout, module.pkeep = mode, dropout, pkeep
+
+
+@PRIOR.check(
+    rule="sampling restores every mode, changes no state, and draws from the generator that it is given",
+    cause="model.eval() without a way back, or a cache that is kept in the module",
+    applies=can_generate,
+)
+def check_sampling_restores(prior: PriorSubject) -> None:
+    """Guards a training in which samples are drawn now and then.
+
+    Fails it::
+
+        model.eval()  # and training goes on without dropout
+    """
+    module = prior.excited()
+    for n, part in enumerate(module.modules()):
+        part.training = n % 3 != 1
+    before, modes = state_of(module), [part.training for part in module.modules()]
+    keys, random = list(module.state_dict()), torch.get_rng_state()
+    prompt, values = _prompt(prior, 3), prior.values(3)
+    grads: list[bool] = []
+    handle = next(module.children()).register_forward_hook(lambda *_: grads.append(torch.is_grad_enabled()))
+    prior.generate(module, prompt, 1, values)
+    handle.remove()
+    require(not any(grads), "the model runs with autograd on: every token's graph is kept")
+    greedy = [prior.generate(module, prompt, 2, values, temperature=0.0) for _ in range(2)]
+    require(modes == [part.training for part in module.modules()], "modes are not as they were")
+    require(list(module.state_dict()) == keys, "the state has other keys")
+    require(not state_difference(state_of(module), before), "the state changed")
+    require(all(p.requires_grad for p in module.parameters()), "parameters were left frozen")
+    require(torch.equal(*greedy), "two greedy samples differ: dropout was on")
+    require(not greedy[0].requires_grad and torch.is_grad_enabled(), "autograd was left on or off")
+    if "generator" not in prior.adapter.settings:
+        return
+    torch.set_rng_state(random)
+    drawn = [
+        prior.generate(module, prompt, 2, values, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
+    ]
+    require(torch.equal(torch.get_rng_state(), random), "the global random state moved though a generator was given")
+    require(torch.equal(drawn[0], drawn[1]), "one seed gives two different samples")
+    many = [
+        prior.generate(
+            module, prompt[:1].expand(50, -1), 2, _repeat(values, 50), generator=torch.Generator().manual_seed(seed)
+        )
+        for seed in (5, 6)
+    ]
+    require(not torch.equal(*many), "two seeds give the same 50 samples")

@@ -1,0 +1,256 @@
+"""Checks of a quantizer: what its gradients are, and whom they move."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._compare import backward, clone, differ
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
+from ._report import fail, require
+
+
+def _declares_loss(subject: QuantizerSubject) -> bool:
+    return subject.traits.commitment_weight is not None and has_codebook(subject)
+
+
+def _parameters(module: Any) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _grads(output: Tensor, inputs: list[Tensor], cotangent: Tensor | None = None) -> list[Tensor | None]:
+    if not output.requires_grad or not inputs:
+        return [None] * len(inputs)
+    grads = torch.autograd.grad(output, inputs, cotangent, retain_graph=True, allow_unused=True)
+    return list(grads)
+
+
+@QUANTIZER.check(
+    rule="the output's gradient reaches the input, as the declared estimator says",
+    cause="no straight-through estimator, or detach() on the wrong part of z + (quantized - z)",
+    applies=lambda subject: subject.traits.estimator != "none",
+)
+def check_input_gradient(subject: QuantizerSubject) -> None:
+    """Guards the path to the encoder: identity for straight-through, something finite and not zero for others.
+
+    Fails it::
+
+        quantized = z.detach() + (quantized - z)  # the gradient is detached with z
+    """
+    for training in (True, False) if subject.traits.strict else (True,):
+        module = subject.started(training=training)
+        for rank in subject.traits.space:
+            z = subject.to_layout(torch.randn(4, *(4, 6, 2)[:rank], subject.traits.dim)).requires_grad_()
+            quantized = subject.call(module, z).quantized
+            cotangent = torch.randn_like(quantized)
+            (grad,) = _grads(quantized, [z], cotangent)
+            mode = "training" if training else "evaluation"
+            if grad is None:
+                fail(f"{mode}: no gradient at the input")
+                return
+            require(bool(grad.isfinite().all()), f"{mode}: the gradient is not finite")
+            require(bool(grad.any()), f"{mode}: the gradient is zero")
+            if subject.traits.estimator == "straight_through":
+                text = subject.differ(grad, cotangent)
+                require(not text, f"{mode}: compared with the output's gradient, {text}")
+
+
+@QUANTIZER.check(
+    rule="the output's gradient moves no codebook: straight-through goes past it",
+    cause="the entries are not detached in the straight-through estimator",
+    applies=lambda subject: not subject.traits.trains_codebook,
+)
+def check_output_moves_no_codebook(subject: QuantizerSubject) -> None:
+    """Guards the codebook from the decoder's gradient.
+
+    Fails it::
+
+        quantized = z - z.detach() + codebook[indices]  # must be codebook[indices].detach()
+    """
+    module = subject.started()
+    z = subject.input(32).requires_grad_()
+    quantized = subject.call(module, z).quantized
+    grads = _grads(quantized, list(_parameters(module)), torch.randn_like(quantized))
+    moved = [float(grad.abs().max()) for grad in grads if grad is not None and bool(grad.any())]
+    require(not moved, f"a parameter gets gradients up to {max(moved, default=0.0):.3g} from quantized alone")
+
+
+@QUANTIZER.check(
+    rule="the loss is the declared weighted sum: commitment_weight * mean((z - sg[e])^2) + "
+    "codebook_weight * mean((sg[z] - e)^2)",
+    cause="beta on the wrong term, or a sum, or a mean over a part of the dimensions",
+    applies=_declares_loss,
+)
+def check_loss_value(subject: QuantizerSubject) -> None:
+    """Guards the loss's scale.
+
+    Fails it::
+
+        loss = (z - e).square().sum(dim=-1).mean()  # dim times too large
+    """
+    traits = subject.traits
+    weight = (traits.commitment_weight or 0.0) + (traits.codebook_weight or 0.0)
+    for training in subject.modes:
+        module, z = subject.started(training=training), subject.input(64)
+        result = subject.call(module, z)
+        expected = weight * (subject.vectors(z) - subject.vectors(result.quantized.detach())).square().mean()
+        loss = result.loss.detach().reshape(())
+        text = subject.about(loss, expected)
+        require(not text, f"the loss is {float(loss):.6g} instead of {float(expected):.6g}")
+
+
+@QUANTIZER.check(
+    rule="the loss pulls the input toward its entry with commitment_weight, and the entry toward its vectors with "
+    "codebook_weight",
+    cause="detach() swapped between the two terms, or beta on the wrong one: the original's known bug",
+    applies=_declares_loss,
+)
+def check_loss_gradients(subject: QuantizerSubject) -> None:
+    """Guards which parameters each loss term moves, by the closed forms of both gradients.
+
+    Fails it::
+
+        loss = (e.detach() - z).square().mean() + beta * (e - z.detach()).square().mean()  # beta is on the codebook
+    """
+    traits = subject.traits
+    for training in subject.modes:
+        module = subject.started(training=training)
+        for count in (64, 5):
+            z = subject.input(count).requires_grad_()
+            codebook = subject.adapter.codebook(module) if subject.adapter.codebook else None
+            if codebook is None:
+                return
+            result = subject.call(module, z)
+            error = (z - result.quantized).detach()
+            trained = [codebook] if codebook.requires_grad else []
+            grads = _grads(result.loss.reshape(()), [z, *trained])
+            expected = 2 * (traits.commitment_weight or 0.0) * error / z.numel()
+            grad = torch.zeros_like(z) if grads[0] is None else grads[0]
+            text = _differ(grad, expected)
+            require(not text, f"gradient at the input, compared with 2 commitment_weight (z - e) / N: {text}")
+            if trained:
+                rows = subject.flat(result.indices).long()
+                pull = torch.zeros_like(codebook).index_add_(0, rows, -subject.vectors(error))
+                expected = 2 * (traits.codebook_weight or 0.0) * pull / z.numel()
+                grad = torch.zeros_like(codebook) if grads[1] is None else grads[1]
+                text = _differ(grad, expected)
+                require(not text, f"gradient at the codebook, compared with 2 codebook_weight sum(e - z) / N: {text}")
+
+
+def _differ(grad: Tensor, expected: Tensor) -> str:
+    return differ(grad, expected, rtol=1e-3, atol=1e-5 * max(float(expected.detach().abs().max()), 1e-4))
+
+
+@QUANTIZER.check(
+    rule="every parameter gets a gradient from output and loss together",
+    cause="a detach() too many, or a layer that is built and never called",
+    applies=lambda subject: subject.traits.estimator != "none",
+)
+def check_every_parameter_is_trained(subject: QuantizerSubject) -> None:
+    """Guards against parameters that no training moves.
+
+    Fails it::
+
+        loss = commitment_weight * (z - e.detach()).square().mean()  # and nothing trains the codebook
+    """
+    module = subject.started()
+    z = subject.input(128).requires_grad_()
+    result = subject.call(module, z)
+    total = result.quantized.square().mean() + result.loss.sum()
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    grads = _grads(total, [parameter for _, parameter in named])
+    idle = [name for (name, _), grad in zip(named, grads, strict=True) if grad is None or not bool(grad.any())]
+    require(not idle, f"no gradient at {', '.join(idle)}")
+    bad = [name for (name, _), grad in zip(named, grads, strict=True) if grad is not None and not grad.isfinite().all()]
+    require(not bad, f"a gradient that is not finite at {', '.join(bad)}")
+
+
+@QUANTIZER.check(
+    rule="two forwards may come before one backward",
+    cause="a forward that writes to tensors which an earlier one keeps for its backward",
+)
+def check_two_forwards_one_backward(subject: QuantizerSubject) -> None:
+    """Guards losses that need two reconstructions, and gradient accumulation by summed losses.
+
+    Fails it::
+
+        self.codebook.data = self.codebook.data.lerp(means, 0.01)  # in forward, where the loss keeps the codebook
+    """
+    module = subject.started()
+    z = subject.input(32).requires_grad_()
+    results = [subject.call(module, z * factor) for factor in (1.0, 2.0)]
+    backward(sum((result.loss.sum() + result.quantized.square().mean() for result in results), torch.zeros(())))
+    if subject.traits.estimator != "none":
+        require(z.grad is not None and bool(z.grad.isfinite().all()), "no finite gradient at the input")
+
+
+@QUANTIZER.check(
+    rule="terms are detached float32 scalars that say what they are called",
+    cause="a term that is logged with its graph, weighted, or computed with masked positions",
+    applies=lambda subject: subject.traits.strict and not subject.traits.composite and _declares_loss(subject),
+)
+def check_terms(subject: QuantizerSubject) -> None:
+    """Guards what is logged: both errors, unweighted, perplexity and usage of this batch.
+
+    Fails it::
+
+        terms = {"commitment": commitment_weight * commitment}
+    """
+    size = subject.traits.codebook_size or 1
+    for training in subject.modes:
+        module, z = subject.started(training=training), subject.input(64).requires_grad_()
+        result = subject.call(module, z)
+        terms = result.terms or {}
+        share = torch.bincount(subject.flat(result.indices), minlength=size).double() / len(subject.vectors(z))
+        error = (subject.vectors(z) - subject.vectors(result.quantized)).detach().double().square().mean()
+        expected = {
+            "commitment": error,
+            "codebook": error,
+            "perplexity": torch.special.entr(share).sum().exp(),
+            "usage": (share > 0).double().mean(),
+        }
+        require(expected.keys() <= terms.keys(), f"terms are {', '.join(terms)}")
+        for name, value in expected.items():
+            term = terms[name]
+            require(term.shape == () and term.dtype == torch.float32, f"{name} is {tuple(term.shape)} {term.dtype}")
+            require(not term.requires_grad, f"{name} requires grad")
+            require(not subject.about(term, value), f"{name} is {float(term):.6g} instead of {float(value):.6g}")
+
+
+@QUANTIZER.check(
+    rule="values and all gradients, at the input and at every parameter, are those of the declared reference",
+    cause="a formula that is not the one that was meant: a factor, a sign, a stage that sees another one's residual",
+    applies=lambda subject: subject.traits.reference is not None,
+)
+def check_reference(quantizer: QuantizerSubject) -> None:
+    """Guards quantizers of any kind by a plain version of them; in evaluation only where training is stochastic.
+
+    Fails it::
+
+        residual = residual - quantized  # without detach(): the commitment of later stages has no gradient
+    """
+    reference = quantizer.traits.reference
+    for training in quantizer.modes:
+        module = quantizer.started(training=training)
+        vectors = torch.randn(40, quantizer.traits.dim)
+        answers = []
+        for plain in (False, True):
+            twin, leaf = clone(module), vectors.clone().requires_grad_()
+            z = quantizer.from_vectors(leaf)
+            if plain and reference is not None:
+                quantized, indices, loss = reference(twin, leaf)
+            else:
+                quantized, indices, loss, _ = quantizer.call(twin, z)
+                quantized, indices = quantizer.vectors(quantized), quantizer.flat(indices)
+            cotangent = torch.linspace(-1, 1, quantized.numel()).view(quantized.shape)
+            total = (quantized * cotangent).sum() + 3.0 * loss.reshape(())
+            named = {"the input": leaf, **{name: p for name, p in twin.named_parameters() if p.requires_grad}}
+            grads = _grads(total, list(named.values()))
+            found = {
+                f"gradient at {name}": torch.zeros_like(tensor) if grad is None else grad
+                for (name, tensor), grad in zip(named.items(), grads, strict=True)
+            }
+            answers.append({"quantized": quantized, "indices": indices, "loss": loss.reshape(()), **found})
+        for name, expected in answers[1].items():
+            text = _differ(answers[0][name].double(), expected.double())
+            require(not text, f"{'training' if training else 'evaluation'}, {name}: {text}")

@@ -1,0 +1,136 @@
+"""Checks of a quantizer: what it refuses, and what it leaves alone."""
+
+import math
+
+import torch
+
+from ._compare import backward, gap, state_difference, state_of
+from ._engine import isolated
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_decode
+from ._report import fail, require
+
+_SPACES: dict[int, list[tuple[int, ...]]] = {0: [()], 1: [(6,), (1,)], 2: [(5, 3), (1, 6), (1, 1)], 3: [(2, 5, 3)]}
+
+
+@QUANTIZER.check(
+    rule="an input with another number of channels is refused",
+    cause="view(-1, dim) at the door, which takes any size that dim divides",
+)
+def check_wrong_channels(subject: QuantizerSubject) -> None:
+    """Guards against inputs of twice or half the channels, and of channels in another place.
+
+    Fails it::
+
+        flat = z.permute(0, 2, 3, 1).reshape(-1, dim)  # (B, 2 * dim, H, W) becomes twice as many vectors
+    """
+    allowed: tuple[type[Exception], ...] = (ValueError, TypeError) if subject.traits.strict else (Exception,)
+    for dim in {subject.traits.dim + 1, 2 * subject.traits.dim, subject.traits.dim // 2} - {0}:
+        rank = max(subject.traits.space)
+        z = subject.to_layout(torch.randn(4, *(4, 6, 2)[:rank], dim))
+        module = subject.started()
+        try:
+            result = subject.call(module, z)
+        except allowed:
+            continue
+        fail(f"{dim} channels instead of {subject.traits.dim}: accepted, with output {tuple(result.quantized.shape)}")
+
+
+@QUANTIZER.check(
+    rule="an empty batch gives empty results, a finite loss, and changes no statistics",
+    cause="mean() over nothing, which is NaN, or an average that decays without a vector",
+)
+def check_empty_batch(subject: QuantizerSubject) -> None:
+    """Guards the last, empty batch of a process, and masked-out batches.
+
+    Fails it::
+
+        loss = (z - e).square().mean()  # NaN for an empty batch
+    """
+    for training in (True, False):
+        module = subject.started(training=training)
+        before = state_of(module)
+        z = subject.to_layout(torch.randn(0, *subject.space, subject.traits.dim)).requires_grad_()
+        result = subject.call(module, z)
+        require(result.quantized.shape[0] == 0, f"quantized has shape {tuple(result.quantized.shape)}")
+        require(bool(result.loss.isfinite().all()), f"the loss is {result.loss.tolist()}")
+        if result.loss.requires_grad:
+            backward(result.loss.sum() + result.quantized.sum())
+        subject.update(module)
+        bad = [name for name, tensor in state_of(module).items() if not bool(tensor.isfinite().all())]
+        bad = [name for name in bad if bool(before[name].isfinite().all())]
+        require(not bad, f"not finite afterwards: {', '.join(bad)}")
+        if subject.traits.strict:
+            text = state_difference(state_of(module), before)
+            require(not text, f"the state changed: {text}")
+
+
+@QUANTIZER.check(
+    rule="forward and backward leave the input alone, and changing the result changes no codebook",
+    cause="an in-place operation on a view of the input, such as normalize or /= temperature",
+)
+def check_input_untouched(subject: QuantizerSubject) -> None:
+    """Guards the caller's tensors.
+
+    Fails it::
+
+        flat = z.movedim(1, -1).reshape(-1, dim)
+        flat /= flat.norm(dim=1, keepdim=True)  # reshape may be a view
+    """
+    for training in (True, False):
+        for rank in subject.traits.space:
+            module = subject.started(training=training)
+            z = subject.to_layout(torch.randn(4, *(4, 6, 2)[:rank], subject.traits.dim))
+            kept = z.clone()
+            with isolated(1), torch.no_grad():
+                result = subject.call(module, z)
+                before = state_of(module)
+                result.quantized.fill_(7.0)
+                result.indices.fill_(0)
+                if has_decode(subject):
+                    subject.decode(module, result.indices, z).fill_(7.0)
+            text = gap(z, kept)
+            require(not text, f"{text} in the input {tuple(z.shape)}")
+            text = state_difference(state_of(module), before)
+            require(not text, f"writing to the result changed the module: {text}")
+
+
+@QUANTIZER.check(
+    rule="the loss is a mean over positions: a batch that is repeated has the same loss",
+    cause="sum() instead of mean(), or a mean over a part of the dimensions",
+    applies=lambda subject: subject.traits.batched_loss,
+)
+def check_loss_is_a_mean(subject: QuantizerSubject) -> None:
+    """Guards loss weights against batch and image size.
+
+    Fails it::
+
+        loss = (z - e).square().sum()
+    """
+    for training in subject.modes:
+        module = subject.started(training=training)
+        vectors = subject.vectors(subject.input(32))
+        once = subject.call_copy(module, subject.from_vectors(vectors)).loss.detach().reshape(())
+        twice = subject.call_copy(module, subject.from_vectors(vectors.repeat(3, 1))).loss.detach().reshape(())
+        require(not subject.about(twice, once), f"loss {float(once):.5g}, of the batch three times {float(twice):.5g}")
+        require(math.isfinite(float(once)), f"the loss is {float(once)}")
+
+
+@QUANTIZER.check(
+    rule="every stage and group uses several of its entries",
+    cause="a later stage that starts from the very vectors that the stage before it has made zero",
+    applies=lambda subject: len(subject.traits.index_shape) > 0,
+)
+def check_every_stage_is_used(quantizer: QuantizerSubject) -> None:
+    """Guards residual and grouped quantizers against stages that say nothing.
+
+    Fails it::
+
+        for stage in stages:
+            stage.start_from(residual[:size])  # the same rows each time: they are zero after the first stage
+    """
+    module = quantizer.started(training=False)
+    indices = quantizer.flat(quantizer.call(module, quantizer.input(200)).indices)
+    indices = indices.reshape(len(indices), -1)
+    for stage in range(indices.shape[1]):
+        used = len(torch.unique(indices[:, stage]))
+        require(used > 1, f"stage {stage + 1} of {indices.shape[1]} gives one index to {len(indices)} vectors")

@@ -1,0 +1,153 @@
+"""Checks of a quantizer that revives dead entries."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._compare import clone, differ
+from ._quantizer_subject import QUANTIZER, QuantizerSubject
+from ._quantizer_updates import _can_be_set, _different, _entries, _near, _set
+from ._report import require
+
+
+def _revives(subject: QuantizerSubject) -> bool:
+    return _can_be_set(subject) and getattr(subject.fresh(), "revival", None) is not None
+
+
+@QUANTIZER.check(
+    rule="a training by gradient moves entries by the optimizer alone: updates move none but dead ones",
+    cause="an average that is applied to a codebook that a gradient trains",
+    applies=lambda subject: _revives(subject) and subject.traits.decay is None,
+)
+def check_updates_leave_live_entries(subject: QuantizerSubject) -> None:
+    """Guards entries in use from updates.
+
+    Fails it::
+
+        codebook[usage < 0.5] = random_vectors  # half of the fair share is alive
+    """
+    entries = _entries(subject)
+    module = _set(subject, entries, revive=True)
+    rows = torch.arange(len(entries)).repeat(4)
+    for _ in range(20):
+        subject.call(module, subject.from_vectors(_near(entries, rows)))
+        module.update_()
+    text = differ(subject.codebook(module), entries, rtol=0, atol=0)
+    require(not text, f"20 updates in which each entry has its fair share: {text}")
+
+
+@QUANTIZER.check(
+    rule="an entry is dead when its average usage falls below the threshold, and then moves to a vector of the batch; "
+    "live ones stay",
+    cause="threshold or decay applied to counts instead of shares, live entries moved, or a revival that the average "
+    "of the same update overwrites",
+    applies=_revives,
+)
+def check_revival(subject: QuantizerSubject) -> None:
+    """Guards when entries are revived, which, where to, and that it lasts.
+
+    Fails it::
+
+        codebook[usage > threshold] = candidates
+    """
+    size = len(subject.codebook(subject.fresh()))
+    revival = subject.fresh().revival
+    if revival.threshold == 0 or size < 4:
+        return
+    due = 1 if revival.decay == 0 else math.floor(math.log(revival.threshold) / math.log(revival.decay)) + 1
+    entries = _entries(subject)
+    dead = torch.arange(size) % 4 == 3
+    entries[dead] += 1e4
+    module = _set(subject, entries, revive=True)
+    rows = torch.arange(size)[~dead].repeat(6)
+    for step in range(1, due + 1):
+        # In the end there are as many vectors as dead entries: live ones must not take their places.
+        z = _near(entries, rows if step < due else rows[: int(dead.sum())], spread=0.5)
+        before = subject.codebook(module).clone()
+        subject.call(module, subject.from_vectors(z))
+        module.update_()
+        moved = (subject.codebook(module) != before).any(dim=1) & dead
+        require(step == due or not bool(moved.any()), f"{int(moved.sum())} entries revived in update {step}, not {due}")
+    now = subject.codebook(module)
+    require(bool(moved[dead].all()), f"{int(moved.sum())} of {int(dead.sum())} dead entries revived in update {due}")
+    apart = torch.cdist(now[dead].double(), z.double()).amin(dim=1)
+    require(float(apart.max()) < 1e-3, f"entries revived up to {float(apart.max()):.3g} away from the batch's vectors")
+    different = _different(now[dead])
+    require(different == int(dead.sum()), f"{int(dead.sum())} entries revived at {different} places")
+    own = torch.cdist(now[~dead].double(), entries[~dead].double()).diagonal()
+    limit = 1e-6 if subject.traits.decay is None else 1.0
+    require(float(own.max()) <= limit, f"a live entry moved by {float(own.max()):.3g}")
+    _check_after_revival(subject, module, dead)
+    _check_rarely_used(subject, entries, due)
+
+
+def _check_rarely_used(subject: QuantizerSubject, entries: Tensor, due: int) -> None:
+    """An entry that gets a vector in each update, but a tiny share of all, is dead too."""
+    module = _set(subject, entries, revive=True)
+    often = torch.arange(1, len(entries)).repeat(math.ceil(20 / module.revival.threshold))
+    for _ in range(due + 3):
+        rows = torch.cat([torch.zeros(1, dtype=torch.int64), often])
+        before = subject.codebook(module)[0].clone()
+        subject.call(module, subject.from_vectors(_near(entries, rows)))
+        module.update_()
+        if float((subject.codebook(module)[0] - before).norm()) > 2.0:
+            return
+    require(False, f"an entry with one of {len(rows)} vectors in each update is not revived in {due + 3} updates")
+
+
+def _check_after_revival(subject: QuantizerSubject, module: Any, dead: Tensor) -> None:
+    """A revived entry starts anew: it is not dead in the next update, and follows its own vectors at once."""
+    entries = subject.codebook(module).clone()
+    alone = clone(module)
+    live = torch.arange(len(entries))[~dead].repeat(6)
+    subject.call(alone, subject.from_vectors(_near(entries, live, spread=0.01)))
+    alone.update_()
+    moved = (subject.codebook(alone) - entries).norm(dim=1)[dead]
+    again = moved > 1.0
+    if module.revival.decay > module.revival.threshold:
+        require(not bool(again.any()), f"{int(again.sum())} entries were revived again in the next update")
+    if subject.traits.decay is None:
+        return
+    rows = torch.arange(len(entries))
+    shift = 0.01 * torch.randn_like(entries)
+    subject.call(module, subject.from_vectors((entries + shift)[rows]))
+    module.update_()
+    text = differ(subject.codebook(module)[dead], (entries + shift)[dead], rtol=0, atol=2e-3)
+    require(not text, f"revived entries do not go to their first own vectors: {text}")
+    require(bool(subject.codebook(module).isfinite().all()), "an entry is not finite")
+
+
+@QUANTIZER.check(
+    rule="revived entries prefer vectors that are far from their entry",
+    cause="candidates drawn evenly, or in proportion to the inverse of the error",
+    applies=lambda subject: _revives(subject) and (subject.traits.codebook_size or 0) <= 64,
+)
+def check_revival_prefers_errors(subject: QuantizerSubject) -> None:
+    """Guards where dead entries go: of many vectors at their entries and a few far ones, the far ones win.
+
+    Fails it::
+
+        key = exponential * error  # must be exponential / error
+    """
+    size, dim = subject.codebook(subject.fresh()).shape
+    entries = _entries(subject)
+    entries[1:] += 1e4
+    hits = 0
+    for trial in range(4):
+        module = _set(subject, entries, revive=True)
+        for _ in range(400):
+            vectors = entries[0] + 0.01 * torch.randn(16 * size, dim)
+            vectors[torch.randperm(len(vectors))[: 2 * size]] += 3.0
+            subject.call(module, subject.from_vectors(vectors))
+            module.update_()
+            now = subject.codebook(module)
+            moved = (now[1:] != entries[1:]).any(dim=1)
+            if bool(moved.any()):
+                break
+        else:
+            require(False, f"no entry was revived in 400 updates (trial {trial})")
+        far = (now[1:][moved] - entries[0]).norm(dim=1) > 1.0
+        hits += int(far.float().mean() > 0.5)
+    require(hits >= 3, f"in {4 - hits} of 4 trials most revived entries went to vectors that had their entry already")

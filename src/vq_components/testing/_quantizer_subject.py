@@ -1,0 +1,185 @@
+"""A quantizer under test: fresh copies of it, inputs for it, and its answers in one form."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._compare import clone, differ, gap, state_difference, state_of
+from ._engine import Kind
+from ._quantizer_adapters import QuantizerAdapter, QuantizerResult, as_adapter, find_traits
+from ._quantizer_traits import QuantizerTraits
+
+
+class QuantizerSubject:
+    """A quantizer, how to use it, and what it declares.
+
+    Args:
+        quantizer: a module, which is copied for every check, or a function without arguments that builds one.
+        name: what reports and test ids call it; its class's name unless told.
+        adapter: a function ``(module, z) -> (quantized, indices, loss)``, or a :class:`QuantizerAdapter`; needed only
+            where the answer's order and names do not tell.
+        traits: what it declares; read from its attributes unless told.
+        expected_failures: names of checks that must fail, each with the reason.
+    """
+
+    def __init__(
+        self,
+        quantizer: nn.Module | Callable[[], nn.Module],
+        *,
+        name: str | None = None,
+        adapter: QuantizerAdapter | Callable[[Any, Tensor], tuple[Any, ...]] | None = None,
+        traits: QuantizerTraits | None = None,
+        expected_failures: Mapping[str, str] | None = None,
+    ) -> None:
+        self._source = quantizer
+        sample = self.fresh()
+        self.name = name or type(sample).__name__
+        self.adapter = as_adapter(adapter, sample)
+        self.traits = find_traits(sample, self.adapter) if traits is None else traits
+        self.expected_failures = dict(expected_failures or {})
+
+    def fresh(self) -> Any:
+        """A copy in training mode, as it was given."""
+        source = self._source
+        made = clone(source) if isinstance(source, nn.Module) else source()
+        return made.train() if isinstance(made, nn.Module) else made
+
+    def started(self, *, training: bool = True) -> Any:
+        """A copy that has seen three training batches, all of whose statistics are applied."""
+        module = self.fresh()
+        for _ in range(3):
+            self.call(module, self.input(8 * self.some))
+        self.update(module)
+        return module.train(training)
+
+    def at_stages(self) -> dict[str, Any]:
+        """A copy at each stage of life."""
+        stages = {"fresh": self.fresh(), "after training forwards": self.fresh(), "updated": self.started()}
+        for _ in range(2):
+            self.call(stages["after training forwards"], self.input(8 * self.some))
+        return stages
+
+    def update(self, module: Any) -> None:
+        """Applies pending statistics, where there are such."""
+        if self.traits.two_phase:
+            module.update_()
+
+    @property
+    def some(self) -> int:
+        """A number of vectors that is no multiple of anything."""
+        return 15
+
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """Training and evaluation, as far as both are deterministic."""
+        return (False,) if self.traits.stochastic else (True, False)
+
+    @property
+    def dim_out(self) -> int:
+        """Number of channels that come out."""
+        return self.traits.dim if self.traits.dim_out is None else self.traits.dim_out
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        """Sizes of the home layout behind batch and channels: as few dimensions as may be."""
+        return (5, 3, 2)[: min(self.traits.space)]
+
+    def to_layout(self, z: Tensor) -> Tensor:
+        """Channels last to where they belong."""
+        moved = z.movedim(-1, self._channel_dim(z.ndim))
+        return moved.contiguous()
+
+    def _channel_dim(self, ndim: int) -> int:
+        dim = self.traits.channel_dim
+        return dim if -ndim <= dim < ndim else -1
+
+    def input(self, count: int, space: tuple[int, ...] | None = None) -> Tensor:
+        """Random vectors, ``count`` of them (rounded up to full batches) in the home layout, or in another one."""
+        space = self.space if space is None else space
+        batch = -(-count // max(int(torch.tensor(space).prod()), 1)) if space else count
+        return self.to_layout(torch.randn(batch, *space, self.traits.dim))
+
+    def from_vectors(self, vectors: Tensor) -> Tensor:
+        """Vectors ``(N, D)`` as an input, one per batch item."""
+        ones = [1] * len(self.space)
+        return self.to_layout(vectors.reshape(len(vectors), *ones, self.traits.dim))
+
+    def vectors(self, output: Tensor) -> Tensor:
+        """An input or output as vectors ``(N, D)``."""
+        moved = output.movedim(self._channel_dim(output.ndim), -1)
+        return moved.reshape(-1, moved.shape[-1])
+
+    def flat(self, indices: Tensor) -> Tensor:
+        """Indices as ``(N, *index_shape)``."""
+        return indices.reshape(-1, *self.traits.index_shape)
+
+    def call(self, module: Any, z: Tensor, mask: Tensor | None = None) -> QuantizerResult:
+        """Calls it, and reads its answer."""
+        if mask is not None:
+            return QuantizerResult(*module(z, mask))
+        return QuantizerResult(*self.adapter.call(module, z))
+
+    def call_copy(self, module: Any, z: Tensor, mask: Tensor | None = None, *, seed: int = 1) -> QuantizerResult:
+        """Calls a copy, with a known random state, so that the module itself stays as it is."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.call(clone(module), z, mask)
+
+    def codebook(self, module: Any) -> Tensor:
+        """Its entries ``(K, D)``."""
+        if self.adapter.codebook is None:
+            raise TypeError("no codebook is known")
+        return self.adapter.codebook(module).detach()
+
+    def decode(self, module: Any, indices: Tensor, like: Tensor) -> Tensor:
+        """The vectors of indices that stand for an input of the shape of ``like``."""
+        if self.adapter.decode is None:
+            raise TypeError("no way to decode is known")
+        return self.adapter.decode(module, indices, like.shape)
+
+    def differ(self, actual: Tensor, expected: Tensor) -> str:
+        """How far two values that must be the same are apart; bit by bit if strict."""
+        if self.traits.strict or not actual.is_floating_point():
+            return gap(actual, expected)
+        return self.about(actual, expected)
+
+    def about(self, actual: Tensor, expected: Tensor) -> str:
+        """How far two values are apart, within the tolerance."""
+        return differ(actual, expected, rtol=self.traits.rtol, atol=self.traits.atol)
+
+    def results_differ(self, actual: QuantizerResult, expected: QuantizerResult) -> str:
+        """The same for two answers of one layout."""
+        return "; ".join(
+            f"{name}: {text}"
+            for name, text in {
+                "indices": gap(self.flat(actual.indices), self.flat(expected.indices)),
+                "quantized": self.differ(actual.quantized, expected.quantized),
+                "loss": self.about(actual.loss.reshape(()), expected.loss.reshape(())),
+            }.items()
+            if text
+        )
+
+    def states_differ(self, actual: Any, expected: Any, *, exact: bool = False) -> str:
+        """The same for the states of two modules."""
+        tolerance = {} if exact else {"rtol": self.traits.rtol, "atol": self.traits.atol}
+        return state_difference(state_of(actual), state_of(expected), **tolerance)
+
+
+def as_quantizer(quantizer: Any, **options: Any) -> QuantizerSubject:
+    """A subject as it is, or one made of a quantizer."""
+    return quantizer if isinstance(quantizer, QuantizerSubject) else QuantizerSubject(quantizer, **options)
+
+
+QUANTIZER: Kind[QuantizerSubject] = Kind("quantizer", as_quantizer)
+
+
+def has_codebook(subject: QuantizerSubject) -> bool:
+    """Whether its entries can be read."""
+    return subject.adapter.codebook is not None
+
+
+def has_decode(subject: QuantizerSubject) -> bool:
+    """Whether its indices can be turned into vectors."""
+    return subject.adapter.decode is not None

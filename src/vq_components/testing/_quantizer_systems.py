@@ -1,0 +1,236 @@
+"""Checks of a quantizer in the company of compilers, checkpointing, several processes, and little memory."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ._compare import backward, clone, state_difference, state_of
+from ._processes import can_run_two, in_two_processes
+from ._quantizer_subject import QUANTIZER, QuantizerSubject
+from ._report import require
+
+
+@QUANTIZER.check(
+    rule="activation checkpointing changes neither gradients nor statistics",
+    cause="statistics in forward, which checkpointing runs twice",
+    applies=lambda subject: not subject.traits.stochastic,
+)
+def check_checkpointing(subject: QuantizerSubject) -> None:
+    """Guards trainings that save memory: each batch counts once.
+
+    Fails it::
+
+        self.cluster_size.lerp_(counts, 0.01)  # in forward
+    """
+    start, z = subject.started(), subject.input(48)
+    modules, grads = (clone(start), clone(start)), []
+    for module, use in zip(modules, (False, True), strict=True):
+        for factor in (1.0, 1.5):
+            leaf = (z * factor).requires_grad_()
+
+            def run(inputs: Tensor, module: Any = module) -> tuple[Tensor, Tensor]:
+                result = subject.call(module, inputs)
+                return result.quantized, result.loss.reshape(())
+
+            quantized, loss = checkpoint(run, leaf, use_reentrant=False) if use else run(leaf)
+            backward(quantized.square().mean() + loss)
+        subject.update(module)
+        grads.append(torch.zeros_like(z) if leaf.grad is None else leaf.grad)
+    text = subject.about(grads[1], grads[0])
+    require(not text, f"gradient at the input: {text}")
+    text = subject.states_differ(modules[1], modules[0])
+    require(not text, f"state: {text}")
+
+
+@QUANTIZER.check(
+    rule="it compiles into one graph, in training and in evaluation, and gives the eager results",
+    cause="a branch on a value of a tensor, .item(), or a library call that the compiler cannot follow",
+)
+def check_compile(subject: QuantizerSubject) -> None:
+    """Guards torch.compile(fullgraph=True), with the backend that needs no compiler.
+
+    Fails it::
+
+        if self.initted:  # a tensor: the graph breaks here
+    """
+    for training in subject.modes:
+        torch.compiler.reset()
+        module = subject.started(training=training)
+        eager = clone(module)
+        compiled = torch.compile(lambda z, module=module: tuple(subject.call(module, z)[:3]), **_COMPILER)
+        for _ in range(2):
+            z = subject.input(24)
+            quantized, indices, loss = compiled(z)
+            expected = subject.call(eager, z)
+            text = subject.results_differ(expected._replace(quantized=quantized, indices=indices, loss=loss), expected)
+            require(not text, f"{'training' if training else 'evaluation'}: {text}")
+        text = subject.states_differ(module, eager)
+        require(not text, f"{'training' if training else 'evaluation'}, state: {text}")
+    torch.compiler.reset()
+
+
+_COMPILER: dict[str, Any] = {"backend": "aot_eager", "fullgraph": True}
+
+
+class _Call(torch.nn.Module):
+    def __init__(self, subject: QuantizerSubject, module: Any) -> None:
+        super().__init__()
+        self.module = module
+        self.subject = (subject,)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        quantized, indices, loss, _ = self.subject[0].call(self.module, z)
+        return quantized, indices, loss
+
+
+@QUANTIZER.check(
+    rule="it can be exported in evaluation",
+    cause="a branch on a value of a tensor, as for compile",
+)
+def check_export(subject: QuantizerSubject) -> None:
+    """Guards deployment: torch.export of the evaluation gives the same tokens.
+
+    Fails it::
+
+        assert indices.max() < self.codebook_size
+    """
+    module, z = subject.started(training=False), subject.input(24)
+    program = torch.export.export(_Call(subject, module), (z,), strict=True)
+    quantized, indices, loss = program.module()(z)
+    expected = subject.call(module, z)
+    text = subject.results_differ(expected._replace(quantized=quantized, indices=indices, loss=loss), expected)
+    require(not text, text)
+    torch.compiler.reset()
+
+
+def _is_large(subject: QuantizerSubject) -> bool:
+    size = subject.traits.codebook_size or 0
+    return size >= 512 and size >= 32 * subject.traits.dim and subject.traits.index_shape == ()
+
+
+@QUANTIZER.check(
+    rule="a training step keeps no N x K matrix for its backward",
+    cause="a one-hot matrix or distances in the graph: gigabytes at 16384 entries",
+    applies=_is_large,
+)
+def check_memory(subject: QuantizerSubject) -> None:
+    """Guards memory with a large codebook: what the graph keeps, and with strict traits also what is made in between.
+
+    Fails it::
+
+        quantized = one_hot(indices, size).float() @ codebook
+    """
+    module, size = subject.started(), subject.traits.codebook_size or 1
+    count = max(2048, 2**22 // size)
+    z = subject.input(count).requires_grad_()
+    count = len(subject.vectors(z))
+    kept: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        result = subject.call(module, z)
+        backward(result.loss.sum() + result.quantized.square().mean())
+    largest = max(kept, default=0)
+    require(
+        largest < count * size // 2, f"a tensor of {largest} numbers is kept for {count} vectors and {size} entries"
+    )
+    if subject.traits.strict:
+        most = _largest_allocation(subject, module, z.detach())
+        require(most < count * size, f"{most} bytes are allocated at once for {count} vectors and {size} entries")
+
+
+def _largest_allocation(subject: QuantizerSubject, module: Any, z: Tensor) -> int:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        subject.call(module, z)
+    events = profiler.profiler.kineto_results.events()
+    return max(int(event.nbytes()) for event in events if event.name() == "[memory]")
+
+
+@QUANTIZER.check(
+    rule="two processes with half a batch each have the statistics of one with the whole batch, and equal ones",
+    cause="averages, a start or revivals of each process's own vectors",
+    applies=lambda subject: can_run_two() and not subject.traits.stochastic and _has_state(subject),
+)
+def check_two_processes(subject: QuantizerSubject) -> None:
+    """Guards data-parallel training, from the start on, with statistics applied after each step.
+
+    Fails it::
+
+        self.embed_sum.lerp_(one_hot.T @ z, 0.01)  # without all_reduce
+    """
+    starts = [subject.fresh(), subject.started()]
+    batches = [[subject.input(96) for _ in range(3)] for _ in starts]
+
+    def run(rank: int, world: int) -> list[dict[str, Tensor]]:
+        states = []
+        for start, steps in zip(starts, batches, strict=True):
+            module = clone(start)
+            subject.update(module)
+            for z in steps:
+                subject.call(module, z.chunk(world)[rank])
+                subject.update(module)
+            states.append({name: t for name, t in state_of(module).items() if t.is_floating_point()})
+        return states
+
+    expected = run(0, 1)
+    first, second = in_two_processes(lambda rank: run(rank, 2))
+    for name, one, other, joined in zip(("fresh", "started"), first, second, expected, strict=True):
+        text = state_difference(other, one, rtol=1e-5, atol=1e-6)
+        require(not text, f"{name}, the second process compared with the first: {text}")
+        text = state_difference(one, joined, rtol=1e-3, atol=1e-4)
+        require(not text, f"{name}, two processes compared with one: {text}")
+
+
+def _has_state(subject: QuantizerSubject) -> bool:
+    """Whether a training forward changes anything: what is not learned by gradient alone."""
+    module = subject.fresh()
+    before = state_of(module)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        subject.call(module, subject.input(96))
+    return bool(state_difference(state_of(module), before))
+
+
+@QUANTIZER.check(
+    rule="training on a toy distribution brings the error down, and uses no fewer entries than before",
+    cause="a codebook that starts where no vector is, or a gradient of the wrong sign",
+    applies=lambda subject: subject.traits.learns,
+)
+def check_training(subject: QuantizerSubject) -> None:
+    """Guards the whole: clusters of vectors are learned by codebook and optimizer, with the encoder held fixed.
+
+    Fails it::
+
+        nn.init.uniform_(codebook, -1 / size, 1 / size)  # one entry takes all vectors, and the others are never used
+    """
+    module = subject.fresh()
+    size = subject.traits.codebook_size or 16
+    clusters = min(size, 32)
+    centers = 2.0 * torch.randn(clusters, subject.traits.dim) + 1.0
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=0.03) if parameters else None
+    errors, usages = [], []
+    for _ in range(200):
+        vectors = centers[torch.randint(clusters, (128,))] + 0.05 * torch.randn(128, subject.traits.dim)
+        if subject.traits.distance == "cosine":
+            vectors = torch.nn.functional.normalize(vectors, dim=1)
+        result = subject.call(module, subject.from_vectors(vectors))
+        if optimizer is not None and result.loss.requires_grad:
+            optimizer.zero_grad()
+            backward(result.loss.sum())
+            optimizer.step()
+        subject.update(module)
+        errors.append(float((subject.vectors(result.quantized).detach() - vectors).square().mean()))
+        usages.append(len(torch.unique(result.indices)))
+    spread = float(centers.var(dim=0).mean())
+    first, last = errors[0] / spread, sum(errors[-10:]) / 10 / spread
+    used = sum(usages[-10:]) / 10
+    numbers = f"error {first:.3g} -> {last:.3g} of the variance, entries in use {usages[0]} -> {used:.3g} of {clusters}"
+    require(last < max(0.3, 0.7 * first), numbers)
+    require(used >= min(usages[0], 0.5 * clusters), numbers)

@@ -1,0 +1,69 @@
+"""What a quantizer declares about itself, so that a correct one raises no alarm."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerTraits:
+    """What is true of a quantizer by design. Checks that a trait rules out are left out; others are told by it.
+
+    Args:
+        dim: number of channels that go in.
+        codebook_size: number of entries ``K``; indices are in ``[0, K)``.
+        dim_out: number of channels that come out; ``dim`` unless told.
+        channel_dim: where the channels are.
+        space: how many dimensions may follow batch and channels: ``(0, 1, 2)`` for ``(B, C)``, ``(B, C, T)`` and
+            ``(B, C, H, W)``.
+        index_shape: what one vector's indices add to the index tensor's shape, ``(Q,)`` for ``Q`` stages.
+        stochastic: the training output is drawn at random. Evaluation must not be.
+        composite: an output vector is made of several entries, or is a function of the index: no row of a codebook.
+        distance: ``"euclidean"`` or ``"cosine"`` if the entry is the nearest one; None if it is chosen otherwise.
+        estimator: what the output's gradient does at the input: ``"straight_through"`` hands it on unchanged,
+            ``"other"`` gives some gradient, ``"none"`` gives none.
+        trains_codebook: whether the *output's* gradient reaches parameters, as in Gumbel-softmax or with projections.
+        learns: whether there is a codebook that training should bring to the data.
+        commitment_weight: if told, the loss is ``commitment_weight * mean((z - sg[e])^2)`` plus the next term.
+        codebook_weight: if told, weight of ``mean((sg[z] - e)^2)``.
+        decay: if told, the codebook follows the vectors by moving averages of this decay, in :meth:`update_`.
+        eps: of these averages.
+        starts_from_data: the first training batch gives the codebook its entries.
+        mask: whether it is called with a mask as well, True where a position is live.
+        two_phase: training forwards count, ``update_()`` applies.
+        half: whether half-precision inputs are for it.
+        batched_loss: whether the loss is a mean over positions, that copies of a batch do not change.
+        reference: ``(module, vectors (N, D)) -> (quantized, indices, loss)``: what it should compute, written
+            plainly with torch's autograd; values and gradients are compared with it.
+        strict: what can be bit-equal must be.
+        rtol: relative tolerance where not strict, and of losses and gradients.
+        atol: absolute tolerance, likewise.
+    """
+
+    dim: int
+    codebook_size: int | None = None
+    dim_out: int | None = None
+    channel_dim: int = 1
+    space: tuple[int, ...] = (0, 1, 2, 3)
+    index_shape: tuple[int, ...] = ()
+    stochastic: bool = False
+    composite: bool = False
+    distance: Literal["euclidean", "cosine"] | None = None
+    estimator: Literal["straight_through", "other", "none"] = "straight_through"
+    trains_codebook: bool = False
+    learns: bool = True
+    commitment_weight: float | None = None
+    codebook_weight: float | None = None
+    decay: float | None = None
+    eps: float = 1e-5
+    starts_from_data: bool = False
+    mask: bool = False
+    two_phase: bool = False
+    half: bool = True
+    batched_loss: bool = True
+    reference: Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+    strict: bool = False
+    rtol: float = 1e-4
+    atol: float = 1e-5

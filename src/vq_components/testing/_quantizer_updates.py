@@ -1,0 +1,229 @@
+"""Checks of a quantizer whose codebook learns outside of an optimizer: averages, start, and revival."""
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._compare import clone, differ
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
+from ._report import require
+
+
+def _two_phase(subject: QuantizerSubject) -> bool:
+    return subject.traits.two_phase and has_codebook(subject) and hasattr(subject.fresh(), "revival")
+
+
+def _can_be_set(subject: QuantizerSubject) -> bool:
+    return _two_phase(subject) and subject.traits.distance == "euclidean"
+
+
+def _entries(subject: QuantizerSubject) -> Tensor:
+    """A codebook ``(K, D)`` whose entries are well apart."""
+    size, dim = subject.codebook(subject.fresh()).shape
+    return torch.randn(size, dim) * 10.0
+
+
+def _set(subject: QuantizerSubject, entries: Tensor, *, revive: bool) -> Any:
+    module = subject.fresh()
+    if not revive:
+        module.revival = None
+    module.update_()
+    module.set_codebook_(entries)
+    return module
+
+
+def _different(entries: Tensor) -> int:
+    """How many different rows there are."""
+    return len(torch.unique(entries, dim=0))
+
+
+def _near(entries: Tensor, rows: Tensor, *, spread: float = 0.1) -> Tensor:
+    """Vectors near the entries at ``rows``."""
+    return entries[rows] + spread * torch.randn(len(rows), entries.shape[1])
+
+
+@QUANTIZER.check(
+    rule="a training forward only counts; update_() applies; without it the next training forward does",
+    cause="the codebook is written in forward, or the update is applied twice or never",
+    applies=_two_phase,
+)
+def check_two_phases(subject: QuantizerSubject) -> None:
+    """Guards when the codebook changes: never between a look-up and its backward.
+
+    Fails it::
+
+        def forward(self, z):
+            ...
+            self.codebook.copy_(averages)
+    """
+    batches = [subject.input(64) for _ in range(4)]
+    lazy, manual = subject.fresh(), subject.fresh()
+    manual.update_()
+    for step, z in enumerate(batches):
+        out, expected = subject.call(lazy, z), subject.call(manual, z)
+        text = subject.results_differ(out, expected)
+        require(not text, f"step {step}, applied by the next forward and by update_(): {text}")
+        after = subject.codebook(manual).clone()
+        subject.call(manual.eval(), z)
+        manual.train()
+        require(torch.equal(subject.codebook(manual), after), f"step {step}: an evaluation applied the update")
+        manual.update_()
+        if step > 0:
+            require(subject.traits.decay is None or not torch.equal(subject.codebook(manual), after), "no update")
+    manual = subject.started()
+    before = subject.codebook(manual).clone()
+    for z in batches:
+        subject.call(manual, z)
+    text = differ(subject.codebook(manual), before, rtol=0, atol=0)
+    require(not text, f"four forwards without update_() changed the codebook: {text}")
+    manual.update_()
+    after = subject.codebook(manual).clone()
+    manual.update_()
+    text = differ(subject.codebook(manual), after, rtol=0, atol=0)
+    require(not text, f"a second update_() without a forward changed the codebook: {text}")
+
+
+@QUANTIZER.check(
+    rule="update_after(optimizer) applies one update after each step, until it is removed",
+    cause="a hook before the step, or one that stays after remove()",
+    applies=lambda subject: _two_phase(subject) and hasattr(subject.fresh(), "update_after"),
+)
+def check_update_after(subject: QuantizerSubject) -> None:
+    """Guards the optimizer's hook, by comparison with update_() in the same places.
+
+    Fails it::
+
+        optimizer.register_step_pre_hook(update)
+    """
+    hooked, called = subject.fresh(), subject.fresh()
+    called.update_()
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    handle = hooked.update_after(optimizer)
+    for step in range(4):
+        for z in (subject.input(32), subject.input(32)):
+            text = subject.results_differ(subject.call(hooked, z), subject.call(called, z))
+            require(not text, f"step {step}: {text}")
+        parameter.grad = torch.ones(1)
+        optimizer.step()
+        called.update_()
+        text = differ(subject.codebook(hooked), subject.codebook(called), rtol=1e-5, atol=1e-6)
+        require(not text, f"after step {step}, compared with update_(): {text}")
+    subject.call(hooked, subject.input(32))
+    before = subject.codebook(hooked).clone()
+    with contextlib.suppress(ZeroDivisionError):
+        optimizer.step(lambda: 1 / 0)
+    require(torch.equal(subject.codebook(hooked), before), "the update comes before the step: one that fails updates")
+    optimizer.step()
+    handle.remove()
+    subject.call(hooked, subject.input(32))
+    before = subject.codebook(hooked).clone()
+    optimizer.step()
+    require(torch.equal(subject.codebook(hooked), before), "a step after remove() still updates")
+
+
+@QUANTIZER.check(
+    rule="moving averages: N <- decay N + (1 - decay) n, m <- decay m + (1 - decay) sum z, "
+    "e = (m + eps e) / (N + eps) for entries with a vector",
+    cause="decay and 1 - decay swapped, sums of one-hot vectors divided twice, or entries without a vector that move",
+    applies=lambda subject: _can_be_set(subject) and subject.traits.decay is not None,
+)
+def check_moving_average(subject: QuantizerSubject) -> None:
+    """Guards the update by a float64 recursion, over several updates in which some entries get no vector.
+
+    Fails it::
+
+        cluster_size.lerp_(counts, decay)  # must be 1 - decay
+    """
+    entries = _entries(subject)
+    module = _set(subject, entries, revive=False)
+    decay, eps = subject.traits.decay or 0.0, subject.traits.eps
+    expected, sizes = entries.double(), torch.ones(len(entries)).double()
+    sums = expected.clone()
+    for step in range(5):
+        rows = torch.randint(len(entries) // 2, (40,)) + (step % 2) * (len(entries) // 4)
+        z = _near(subject.codebook(module), rows, spread=0.5)
+        indices = subject.flat(subject.call(module, subject.from_vectors(z)).indices)
+        module.update_()
+        counts = torch.bincount(indices, minlength=len(entries)).double()
+        new = torch.zeros_like(expected).index_add_(0, indices, z.double())
+        sizes = decay * sizes + (1 - decay) * counts
+        sums = decay * sums + (1 - decay) * new
+        mean = (sums + eps * expected) / (sizes + eps)[:, None]
+        expected = torch.where((counts > 0)[:, None], mean, expected)
+        text = differ(subject.codebook(module), expected, rtol=1e-4, atol=1e-4)
+        require(not text, f"after update {step + 1} with decay={decay}: {text}")
+
+
+@QUANTIZER.check(
+    rule="the first training batch gives the codebook its entries: different vectors of it",
+    cause="a start with repeated vectors, or one that is repeated in the next batch",
+    applies=lambda subject: (
+        _can_be_set(subject) and subject.traits.starts_from_data and (subject.traits.codebook_size or 0) <= 1024
+    ),
+)
+def check_start_from_data(subject: QuantizerSubject) -> None:
+    """Guards the start, for more and for fewer vectors than entries, and that it happens once.
+
+    Fails it::
+
+        self.codebook.copy_(z[torch.randint(len(z), (size,))])  # with repetitions
+    """
+    size = len(subject.codebook(subject.fresh()))
+    module, z = subject.fresh(), subject.input(8 * size) + 5.0
+    result = subject.call(module, z)
+    entries, vectors = subject.codebook(module), subject.vectors(z)
+    apart = torch.cdist(entries.double(), vectors.double()).amin(dim=1)
+    require(float(apart.max()) < 1e-4, f"{int((apart >= 1e-4).sum())} entries are no vectors of the batch")
+    require(_different(entries) == size, f"{_different(entries)} of {size} entries are different")
+    require(
+        len(torch.unique(result.indices)) == size, f"{len(torch.unique(result.indices))} of {size} entries are used"
+    )
+    started = entries.clone()
+    module.revival = None
+    if subject.traits.decay is None:
+        subject.call(module, subject.input(8 * size) - 5.0)
+        text = differ(subject.codebook(module), started, rtol=0, atol=0)
+        require(not text, f"the second batch changed it again: {text}")
+    few = subject.fresh()
+    vectors = subject.vectors(subject.input(64))[: max(size // 3, 1)]
+    subject.call(few, subject.from_vectors(vectors))
+    apart = torch.cdist(vectors.double(), subject.codebook(few).double()).amin(dim=1)
+    require(float(apart.max()) < 1e-4, f"{len(vectors)} vectors, {int((apart >= 1e-4).sum())} of them are no entry")
+    inside = (subject.codebook(few) >= vectors.amin(0) - 1e-5) & (subject.codebook(few) <= vectors.amax(0) + 1e-5)
+    require(bool(inside.all()), f"{len(vectors)} vectors: {int((~inside.all(1)).sum())} entries lie outside of them")
+    different = _different(subject.codebook(few))
+    require(len(vectors) < 3 or different > len(vectors), f"{len(vectors)} vectors give {different} different entries")
+
+
+@QUANTIZER.check(
+    rule="set_codebook_ replaces the entries for good, and forgets what was counted",
+    cause="averages of the old entries that the next update writes back",
+    applies=_can_be_set,
+)
+def check_set_codebook(subject: QuantizerSubject) -> None:
+    """Guards a codebook of one's own.
+
+    Fails it::
+
+        self.weight.copy_(codebook)  # and embed_avg still holds the old one
+    """
+    for module in (subject.fresh(), subject.started()):
+        module.revival = None
+        subject.call(module, subject.input(64))
+        entries = _entries(subject)
+        module.set_codebook_(entries)
+        require(torch.equal(subject.codebook(module), entries), "the entries are not those that were set")
+        at_once = clone(module)
+        subject.call(at_once, subject.from_vectors(entries))
+        at_once.update_()
+        text = differ(subject.codebook(at_once), entries, rtol=1e-4, atol=1e-4)
+        require(not text, f"what was counted before enters the next update: {text}")
+        module.update_()
+        require(torch.equal(subject.codebook(module), entries), "an update brought back what was counted before")
+        subject.call(module, subject.from_vectors(entries))
+        module.update_()
+        text = differ(subject.codebook(module), entries, rtol=1e-4, atol=1e-4)
+        require(not text, f"after an update with vectors equal to the entries: {text}")

@@ -1,0 +1,131 @@
+"""A tokenizer under test, and its checks."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._compare import clone, differ, gap
+from ._engine import Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTraits:
+    """What is true of an image tokenizer by design.
+
+    Args:
+        image_shape: channels, height and width of images that it takes.
+        factor: pixels along each side of one token.
+        codebook_size: number of tokens.
+        low: smallest value of its images.
+        high: largest value of its images.
+        bounded: whether its decoder promises images in that range.
+        index_shape: what one position's tokens add to the grid's shape.
+        any_size: whether it takes any size that ``factor`` divides.
+        half: whether it runs under autocast.
+        strict: in evaluation, decoding the encoded images is bit-equal to the forward.
+        rtol: relative tolerance, where not strict.
+        atol: absolute tolerance, likewise.
+    """
+
+    image_shape: tuple[int, int, int] = (3, 32, 32)
+    factor: int
+    codebook_size: int
+    low: float = -1.0
+    high: float = 1.0
+    bounded: bool = False
+    index_shape: tuple[int, ...] = ()
+    any_size: bool = True
+    half: bool = True
+    strict: bool = False
+    rtol: float = 1e-3
+    atol: float = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerAdapter:
+    """Functions that say how a tokenizer is used.
+
+    Args:
+        forward: ``(module, images) -> (reconstructions, indices, loss)``.
+        encode: ``(module, images) -> indices``.
+        decode: ``(module, indices) -> images``.
+    """
+
+    forward: Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor]]
+    encode: Callable[[Any, Tensor], Tensor] = lambda module, images: module.encode(images)
+    decode: Callable[[Any, Tensor], Tensor] = lambda module, indices: module.decode(indices)
+
+
+def _forward(module: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    reconstructions, indices, loss, *_ = module(images)
+    return reconstructions, indices, loss
+
+
+class TokenizerSubject:
+    """A tokenizer, how to use it, and what it declares.
+
+    Args:
+        model: the module, which is copied for every check.
+        traits: what it declares.
+        name: what reports and test ids call it; its class's name unless told.
+        adapter: how to use it; needed unless it returns ``(reconstructions, indices, loss, ...)`` and has ``encode``
+            and ``decode``.
+        expected_failures: names of checks that must fail, each with the reason.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        traits: TokenizerTraits,
+        name: str | None = None,
+        adapter: TokenizerAdapter | None = None,
+        expected_failures: Mapping[str, str] | None = None,
+    ) -> None:
+        self._source = model
+        self.traits = traits
+        self.name = name or type(model).__name__
+        self.adapter = TokenizerAdapter(forward=_forward) if adapter is None else adapter
+        self.expected_failures = dict(expected_failures or {})
+
+    def images(self, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
+        """Random smooth-ish images in the declared range."""
+        channels, height, width = self.traits.image_shape
+        height, width = size or (height, width)
+        unit = torch.rand(batch, channels, height, width)
+        return self.traits.low + (self.traits.high - self.traits.low) * unit
+
+    def fresh(self) -> Any:
+        """A copy in training mode."""
+        return clone(self._source).train()
+
+    def started(self, *, training: bool = False) -> Any:
+        """A copy that has seen three training batches."""
+        module = self.fresh()
+        with torch.no_grad():
+            for _ in range(3):
+                self.adapter.forward(module, self.images(4))
+        if hasattr(module, "update_"):
+            module.update_()
+        return module.train(training)
+
+    def differ(self, actual: Tensor, expected: Tensor) -> str:
+        """How far two values are apart, bit by bit if strict."""
+        if self.traits.strict or not actual.is_floating_point():
+            return gap(actual, expected)
+        return self.about(actual, expected)
+
+    def about(self, actual: Tensor, expected: Tensor) -> str:
+        """How far two values are apart, within the tolerance."""
+        return differ(actual, expected, rtol=self.traits.rtol, atol=self.traits.atol)
+
+
+def as_tokenizer(model: Any, **options: Any) -> TokenizerSubject:
+    """A subject as it is, or one made of a model."""
+    return model if isinstance(model, TokenizerSubject) else TokenizerSubject(model, **options)
+
+
+TOKENIZER: Kind[TokenizerSubject] = Kind("model", as_tokenizer)

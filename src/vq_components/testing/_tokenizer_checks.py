@@ -1,0 +1,241 @@
+"""Checks of an image tokenizer."""
+
+import copy
+import io
+
+import torch
+from torch import nn
+
+from ._compare import backward, gap, state_difference, state_of
+from ._report import fail, require
+from ._tokenizer import TOKENIZER, TokenizerSubject
+
+
+@TOKENIZER.check(
+    rule="images become a grid of tokens in [0, codebook_size), one for factor x factor pixels, and tokens become "
+    "images of the first size",
+    cause="tokens left flat, or height and width exchanged",
+)
+def check_token_grid(model: TokenizerSubject) -> None:
+    """Guards shapes and the range of tokens, for images that are not square too.
+
+    Fails it::
+
+        return indices.view(batch, width, height)
+    """
+    traits = model.traits
+    _, height, width = traits.image_shape
+    sizes = [(height, width)]
+    if traits.any_size:
+        sizes += [(height, width + traits.factor), (height - traits.factor, width), (2 * height, width)]
+    for training in (False, True):
+        module = model.started(training=training)
+        for size in sizes:
+            images = model.images(2, size)
+            reconstructions, indices, loss = model.adapter.forward(module, images)
+            grid = (2, size[0] // traits.factor, size[1] // traits.factor, *traits.index_shape)
+            require(reconstructions.shape == images.shape, f"reconstructions {tuple(reconstructions.shape)} of {size}")
+            require(tuple(indices.shape) == grid, f"indices {tuple(indices.shape)} of images {size}")
+            require(not indices.is_floating_point(), f"indices are {indices.dtype}")
+            low, high = int(indices.min()), int(indices.max())
+            require(low >= 0 and high < traits.codebook_size, f"indices from {low} to {high}")
+            require(loss.numel() == 1 and bool(loss.isfinite().all()), f"the loss is {loss.tolist()}")
+            require(
+                tuple(model.adapter.encode(module, images).shape) == grid, "encode gives another shape than forward"
+            )
+            decoded = model.adapter.decode(module, indices)
+            require(decoded.shape == images.shape, f"decoded images {tuple(decoded.shape)}")
+
+
+@TOKENIZER.check(
+    rule="in evaluation, decode(encode(images)) is what forward returns, and tokens are the same",
+    cause="a step that only forward or only encode does, such as quant_conv",
+)
+def check_round_trip(model: TokenizerSubject) -> None:
+    """Guards tokens that are stored and decoded later.
+
+    Fails it::
+
+        def decode(self, indices):
+            return self.decoder(self.quantize.decode(indices))  # without post_quant_conv
+    """
+    module, images = model.started(), model.images(3)
+    with torch.no_grad():
+        reconstructions, indices, _ = model.adapter.forward(module, images)
+        encoded = model.adapter.encode(module, images)
+        decoded = model.adapter.decode(module, encoded)
+    require(not gap(encoded, indices), f"encode and forward: {gap(encoded, indices)}")
+    require(not model.differ(decoded, reconstructions), f"decoded images: {model.differ(decoded, reconstructions)}")
+    require(bool(reconstructions.std() > 0), "all pixels of the reconstructions are equal")
+    other = model.adapter.decode(module, (encoded + 1) % model.traits.codebook_size).detach()
+    require(bool(gap(other, decoded)), "other tokens give the same images")
+
+
+@TOKENIZER.check(
+    rule="decoded images are in the declared range",
+    cause="a decoder without a bound, or images in [0, 1] where [-1, 1] is declared",
+    applies=lambda subject: subject.traits.bounded,
+)
+def check_image_range(model: TokenizerSubject) -> None:
+    """Guards the range of images, for models whose decoder promises one.
+
+    Fails it::
+
+        return self.conv_out(h)  # without tanh
+    """
+    module = model.started()
+    images = model.adapter.forward(module, model.images(3))[0].detach()
+    low, high = float(images.min()), float(images.max())
+    require(model.traits.low <= low and high <= model.traits.high, f"values from {low:.3g} to {high:.3g}")
+
+
+@TOKENIZER.check(
+    rule="in evaluation, an image's tokens and reconstruction do not depend on the rest of the batch",
+    cause="batch normalization in training mode, or statistics of the batch",
+)
+def check_image_independence(model: TokenizerSubject) -> None:
+    """Guards batched tokenizing of a data set.
+
+    Fails it::
+
+        h = h - h.mean(dim=0)
+    """
+    module, images = model.started(), model.images(4)
+    with torch.no_grad():
+        together = model.adapter.forward(module, images)
+        for row in range(4):
+            alone = model.adapter.forward(module, images[row : row + 1])
+            text = gap(alone[1], together[1][row : row + 1])
+            require(not text, f"image {row}: {text} in the indices")
+            text = model.about(alone[0], together[0][row : row + 1])
+            require(not text, f"image {row}: {text} in the reconstruction")
+
+
+@TOKENIZER.check(
+    rule="encode needs no gradient, changes nothing and leaves the mode, in training mode too",
+    cause="encode that calls forward, which counts",
+)
+def check_encode_is_pure(model: TokenizerSubject) -> None:
+    """Guards looking at tokens in the middle of a training.
+
+    Fails it::
+
+        def encode(self, images):
+            return self(images).indices
+    """
+    for training in (True, False):
+        module = model.started(training=training)
+        before = state_of(module)
+        images = model.images(2)
+        kept = images.clone()
+        indices = model.adapter.encode(module, images)
+        require(not indices.requires_grad, "indices require grad")
+        require(not state_difference(state_of(module), before), state_difference(state_of(module), before))
+        require(module.training == training, "the mode changed")
+        require(not gap(images, kept), "the images were changed")
+    module = model.started()
+    before = state_of(module)
+    model.adapter.forward(module, model.images(2))
+    text = state_difference(state_of(module), before)
+    require(not text, f"an evaluation changed the state: {text}")
+
+
+@TOKENIZER.check(
+    rule="under autocast it runs, and most tokens are those of float32",
+    cause="a dtype that is not converted where parts meet",
+    applies=lambda subject: subject.traits.half,
+)
+def check_tokenizer_autocast(model: TokenizerSubject) -> None:
+    """Guards mixed precision: the networks round, so a share of the tokens may differ.
+
+    Fails it::
+
+        quantized = self.codebook[indices]  # float32, into a half-precision convolution
+    """
+    module, images = model.started(), model.images(4)
+    with torch.no_grad():
+        expected = model.adapter.encode(module, images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            indices = model.adapter.encode(module, images)
+            decoded = model.adapter.decode(module, indices)
+    share = float((indices == expected).double().mean())
+    require(share > 0.5, f"{100 * share:.0f} % of the tokens are those of float32")
+    require(bool(decoded.isfinite().all()), "decoded images are not finite")
+
+
+@TOKENIZER.check(
+    rule="every parameter gets a finite gradient from reconstruction and loss",
+    cause="no straight-through estimator, a layer that is never called, or a detach too many",
+)
+def check_tokenizer_gradients(model: TokenizerSubject) -> None:
+    """Guards encoder, quantizer and decoder.
+
+    Fails it::
+
+        z = self.encoder(images).detach()
+    """
+    module = model.started(training=True)
+    images = model.images(4)
+    reconstructions, _, loss = model.adapter.forward(module, images)
+    backward((reconstructions - images).square().mean() + loss.reshape(()))
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    idle = [name for name, p in named if p.grad is None or not bool(p.grad.any())]
+    require(not idle, f"no gradient at {', '.join(idle[:6])}")
+    bad = [name for name, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
+    require(not bad, f"a gradient that is not finite at {', '.join(bad[:6])}")
+
+
+@TOKENIZER.check(
+    rule="a state_dict loads strictly into a fresh model, and a deep copy goes on as the original",
+    cause="state that is no parameter and no buffer",
+)
+def check_save_and_load(model: TokenizerSubject) -> None:
+    """Guards files and copies: the same tokens and reconstructions.
+
+    Fails it::
+
+        self.register_buffer("codebook", codebook, persistent=False)
+    """
+    module, images, buffer = model.started(), model.images(2), io.BytesIO()
+    torch.save(module.state_dict(), buffer)
+    buffer.seek(0)
+    other = model.fresh().eval()
+    other.load_state_dict(torch.load(buffer, weights_only=True), strict=True)
+    with torch.no_grad():
+        expected = model.adapter.forward(module, images)
+        for name, each in (("loaded", other), ("deepcopy", copy.deepcopy(module))):
+            result = model.adapter.forward(each, images)
+            text = gap(result[1], expected[1]) or model.differ(result[0], expected[0])
+            require(not text, f"{name}: {text}")
+
+
+@TOKENIZER.check(
+    rule="training on a few images brings their error down",
+    cause="a gradient that does not reach the encoder, or a codebook that is never moved",
+)
+def check_tokenizer_training(model: TokenizerSubject) -> None:
+    """Guards the whole, in 60 steps on a batch of smooth images.
+
+    Fails it::
+
+        loss = commitment  # and the codebook stays where it was
+    """
+    module = model.fresh()
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=2e-3)
+    channels, height, width = model.traits.image_shape
+    coarse = torch.rand(4, channels, 2, 2)
+    unit = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+    images = model.traits.low + (model.traits.high - model.traits.low) * unit
+    errors = []
+    for _ in range(60):
+        reconstructions, _, loss = model.adapter.forward(module, images)
+        error = (reconstructions - images).square().mean()
+        optimizer.zero_grad()
+        backward(error + loss.reshape(()))
+        optimizer.step()
+        if hasattr(module, "update_"):
+            module.update_()
+        errors.append(float(error.detach()))
+    last = sum(errors[-5:]) / 5
+    if not last < 0.5 * errors[0]:
+        fail(f"the squared error goes from {errors[0]:.4g} to {last:.4g} in {len(errors)} steps")

@@ -1,0 +1,69 @@
+"""The package's losses, as the kit tests them."""
+
+import torch
+from torch import nn
+
+from vq_components import NLayerDiscriminator, VQGANLoss, VQLPIPSWithDiscriminator, adaptive_weight
+from vq_components.testing import LossSubject, own_loss, taming_loss
+from vq_components.testing import LossTraits as Traits
+
+
+class Distance(nn.Module):
+    """A perceptual distance without weights to load: of frozen random features, at two scales."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(3, 6, 3, padding=1).requires_grad_(False)
+
+    def forward(self, images, reconstructions):
+        x, y = (self.features(batch).tanh() for batch in (images, reconstructions))
+        return (x - y).square().mean(dim=(1, 2, 3)) + (x.mean(dim=1) - y.mean(dim=1)).square().mean(dim=(1, 2))
+
+
+SETTINGS = {
+    "disc_start": 10,
+    "gen_start": 20,
+    "gen_ramp": 4,
+    "pixelloss_weight": 0.7,
+    "perceptual_weight": 1.3,
+    "disc_weight": 0.8,
+    "disc_factor": 0.6,
+    "codebook_weight": 0.9,
+}
+
+
+def network(channels=3, **settings):
+    return NLayerDiscriminator(channels, ndf=8, n_layers=2, **settings)
+
+
+def subjects():
+    torch.manual_seed(0)
+    built = {
+        kind: LossSubject(VQGANLoss(network(), Distance(), disc_loss=kind, **SETTINGS), name=kind)
+        for kind in ("hinge", "vanilla", "non_saturating")
+    }
+    plain = VQGANLoss(network(use_actnorm=True), None, disc_start=5, perceptual_weight=0.0, delta=1e-4)
+    # Its constructor has to hand all of these on, so they are declared here and not read from it.
+    weights = {"disc_start": 3, "disc_factor": 0.7, "codebook_weight": 0.6, "pixelloss_weight": 1.5,
+               "perceptual_weight": 0.4, "disc_weight": 0.5, "gen_start": 6, "gen_ramp": 3, "delta": 1e-3,
+               "disc_loss": "vanilla"}  # fmt: skip
+    original = VQLPIPSWithDiscriminator(
+        **weights, perceptual=Distance(), disc_num_layers=2, disc_ndf=8, disc_conditional=True, disc_in_channels=5
+    )
+    traits = Traits(cond_channels=2, disc_start=3, gen_start=6, gen_ramp=3, disc_loss="vanilla", pixel=1.5,
+                    perceptual=0.4, adversarial=0.5, factor=0.7, codebook=0.6, delta=1e-3, strict=True)  # fmt: skip
+    called = VQLPIPSWithDiscriminator(3, perceptual=Distance(), disc_num_layers=1, disc_ndf=8)
+    built["pixels"] = LossSubject(plain, name="pixels")
+    built["conditional"] = LossSubject(original, name="conditional", traits=traits)
+    built["original-call"] = LossSubject(called, name="original-call", adapter=original_call(called))
+    built["hinge"].traits = declared(built["hinge"].traits)
+    return list(built.values())
+
+
+def declared(traits):
+    return Traits(**{**vars(traits), "adaptive_weight": adaptive_weight})
+
+
+def original_call(loss):
+    traits = Traits(**{**vars(own_loss.traits(loss)), "strict": False})
+    return type(taming_loss)(**{**vars(taming_loss), "perceptual": own_loss.perceptual, "traits": lambda _: traits})

@@ -1,0 +1,123 @@
+"""What the runners raise, expected failures, and the pytest integration."""
+
+import subprocess
+import sys
+import textwrap
+import unittest
+
+import pytest
+import torch
+from torch import nn
+
+from vq_components import EMAVectorQuantizer, testing
+from vq_components.testing import CheckError, CheckFailure, QuantizerSubject, QuantizerTraits, parametrize_with_checks
+
+TRAITS = QuantizerTraits(dim=3, codebook_size=8, learns=False, half=False)
+
+
+class Flat(nn.Module):
+    """Indices of a fixed codebook, with the wrong shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("entries", torch.randn(8, 3, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, z):
+        if z.shape[1] != 3:
+            raise ValueError("wrong number of channels")
+        moved = z.movedim(1, -1)
+        indices = (moved.reshape(-1, 3).nan_to_num() @ self.entries.T - self.entries.square().sum(dim=1) / 2).argmax(
+            dim=1
+        )
+        entries = self.entries[indices].view(moved.shape).movedim(-1, 1)
+        return z + (entries - z).detach(), indices
+
+
+def test_one_error_lists_all_failures():
+    small = QuantizerTraits(dim=3, codebook_size=4, learns=False, half=False)
+    with pytest.raises(CheckError) as error:
+        testing.check_quantizer(Flat(), name="flat", traits=small)
+    assert {failure.check for failure in error.value.failures} == {
+        "check_shapes",
+        "check_index_range",
+        "check_not_finite",
+    }
+    text = str(error.value)
+    assert text.startswith(f"flat fails 3 of {error.value.total} checks.\n\ncheck_")
+    assert "  measured:    indices have shape (3,) for input" not in text
+    for failure in error.value.failures:
+        assert str(failure) in text
+        assert (
+            f"  rule:        {failure.rule}\n  measured:    {failure.measured}\n  usual cause: {failure.cause}" in text
+        )
+
+
+def test_an_expected_failure_must_fail():
+    testing.check_quantizer(Flat(), traits=TRAITS, expected_failures={"check_shapes": "flat by design"})
+    with pytest.raises(CheckError) as error:
+        testing.check_quantizer(
+            Flat(), traits=TRAITS, expected_failures={"check_shapes": "flat", "check_permutation": "a guess"}
+        )
+    (failure,) = error.value.failures
+    assert failure.measured == "it passed, though it was expected to fail: a guess"
+
+
+def test_unknown_checks_are_refused():
+    with pytest.raises(ValueError, match="do not exist: check_shape"):
+        testing.check_quantizer(Flat(), traits=TRAITS, expected_failures={"check_shape": "a typo"})
+    with pytest.raises(ValueError, match="do not exist: check_shape"):
+        parametrize_with_checks([QuantizerSubject(Flat(), traits=TRAITS)], expected_failures={"check_shape": "a typo"})
+
+
+def test_a_check_that_does_not_apply_is_skipped():
+    with pytest.raises(unittest.SkipTest, match="check_mask_output does not apply to this quantizer"):
+        testing.check_mask_output(Flat(), traits=TRAITS)
+
+
+def test_an_error_inside_the_object_is_a_failure():
+    class Raises(Flat):
+        def forward(self, z):
+            raise RuntimeError("something inside")
+
+    with pytest.raises(CheckFailure) as failure:
+        testing.check_deterministic(Raises(), traits=TRAITS)
+    assert failure.value.measured == "raised RuntimeError: something inside"
+
+
+def test_pytest_gets_readable_ids_and_strict_xfails():
+    mark = parametrize_with_checks(
+        [QuantizerSubject(Flat(), name="flat", traits=TRAITS, expected_failures={"check_shapes": "flat by design"})]
+    )
+    parameters = mark.mark.args[1]
+    ids = {parameter.id: parameter.marks for parameter in parameters}
+    assert "flat-permutation" in ids
+    assert "flat-mask_output" not in ids
+    (xfail,) = ids["flat-shapes"]
+    assert (xfail.name, xfail.kwargs) == ("xfail", {"reason": "flat by design", "strict": True})
+
+
+def test_something_else_is_refused():
+    with pytest.raises(TypeError, match="takes subjects or quantizers, but got int"):
+        parametrize_with_checks([3])
+
+
+def test_a_function_that_builds_is_taken():
+    subject = QuantizerSubject(lambda: EMAVectorQuantizer(8, 3))
+    assert subject.name == "EMAVectorQuantizer"
+    testing.check_deterministic(subject)
+
+
+def test_an_object_may_declare_itself():
+    class Declares(Flat):
+        check_traits = TRAITS
+
+    assert testing.traits_of(Declares()) is TRAITS
+
+
+def test_nothing_but_torch_is_imported():
+    program = """
+        import sys, vq_components.testing
+        extra = {"pytest", "hypothesis", "lpips", "torchvision"} & set(sys.modules)
+        assert not extra, extra
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
