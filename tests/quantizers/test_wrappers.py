@@ -239,3 +239,16 @@ def test_residual_stages_that_do_not_fit_raise():
         with pytest.raises(ValueError) as error:  # noqa: PT011
             ResidualQuantizer(parts, **settings)
         assert str(error.value) == message
+
+
+def test_each_stage_starts_from_what_the_one_before_it_leaves():
+    """The vectors that the first stage starts from leave zero: a second stage that took them would never be of use."""
+    stages = [VectorQuantizer(16, 4) for _ in range(3)]
+    z = torch.randn(64, 4)
+    ResidualQuantizer(stages)(z)
+    left = z
+    for stage in stages:
+        assert stage.codebook.abs().sum(dim=1).min() > 0
+        error = left.square().mean()
+        left = left - stage.eval()(left).quantized
+        assert left.square().mean() < 0.8 * error

@@ -88,7 +88,9 @@ class AbstractQuantizer(nn.Module, ABC):
         if mask is not None:
             quantized = torch.where(live[:, None], quantized, 0)
             indices = torch.where(live.view(-1, *(1 for _ in self.index_shape)), indices, -1)
-        return QuantizerOutput(self._unflatten(quantized, z), self._shape_indices(indices, z), loss, terms)
+        return QuantizerOutput(
+            self._unflatten(quantized, z), indices.view(*self._space(z), *self.index_shape), loss, terms
+        )
 
     @torch.no_grad()
     def encode(self, z: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -111,7 +113,7 @@ class AbstractQuantizer(nn.Module, ABC):
             indices = self._encode(flat, live)
         if mask is not None:
             indices = torch.where(live.view(-1, *(1 for _ in self.index_shape)), indices, -1)
-        return self._shape_indices(indices, z)
+        return indices.view(*self._space(z), *self.index_shape)
 
     def decode(self, indices: Tensor) -> Tensor:
         """The vectors that ``indices`` stand for, with the channels along ``channel_dim``.
@@ -298,6 +300,3 @@ class AbstractQuantizer(nn.Module, ABC):
         """Back to the dtype and layout of ``z``; contiguous if ``z`` was."""
         vectors = vectors.to(z.dtype).view(*self._space(z), self.dim_out).movedim(-1, self.channel_dim)
         return vectors.contiguous() if z.is_contiguous() else vectors
-
-    def _shape_indices(self, indices: Tensor, z: Tensor) -> Tensor:
-        return indices.view(*self._space(z), *self.index_shape)

@@ -84,13 +84,14 @@ def _revive_(state: CodebookState, average: AverageState | None, dead: Tensor) -
 
 
 def start_(state: CodebookState, z: Tensor, live: Tensor) -> None:
-    """Takes the entries from the vectors of a batch, unless they have been taken before or none is live.
+    """Takes the entries from the vectors of a batch, unless they have been taken before or none is live and not zero.
 
     With fewer vectors than entries the rest lies between pairs of vectors, a quarter of the way.
     """
     if state.started.device.type == "cpu" and bool(state.started):
         return  # the same as below, without the work; reading the flag is free only on a CPU
-    keys, vectors, owners = _draw_candidates(state, z, live, torch.ones_like(z[:, 0]))
+    # Zero is what the stage before leaves of the vectors that it started from: no start for the next one.
+    keys, vectors, owners = _draw_candidates(state, z, live, (z != 0).any(dim=1).to(z.dtype))
     vectors, owners = _sum_over_processes([vectors, owners])
     pool = (vectors / owners.clamp(min=1)[:, None])[keys.argsort(stable=True)]
     count = (keys < torch.inf).sum()
