@@ -88,9 +88,8 @@ class AbstractQuantizer(nn.Module, ABC):
         if mask is not None:
             quantized = torch.where(live[:, None], quantized, 0)
             indices = torch.where(live.view(-1, *(1 for _ in self.index_shape)), indices, -1)
-        return QuantizerOutput(
-            self._unflatten(quantized, z), indices.view(*self._space(z), *self.index_shape), loss, terms
-        )
+        indices = indices.view(*self._space(z), *self.index_shape)
+        return QuantizerOutput(self._unflatten(quantized, z), indices, loss, terms)
 
     @torch.no_grad()
     def encode(self, z: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -149,8 +148,7 @@ class AbstractQuantizer(nn.Module, ABC):
     ) -> CodebookHealth:
         """Says how the codebook does on latents, a window of several for each entry, and in plain words what is wrong.
 
-        It looks the latents up as in eval mode: nothing is counted and nothing changes, in any mode. The numbers are
-        those of all processes together, so that every process must call it, each with its own latents.
+        Nothing is counted or changed, in any mode. On several processes all must call it, each with its own latents.
 
         Args:
             latents: a batch as :meth:`forward` takes it, or an iterable of batches: the window.
@@ -160,12 +158,12 @@ class AbstractQuantizer(nn.Module, ABC):
             A :class:`CodebookHealth`: usage, perplexity, dead and duplicate entries, norms, and the reasons.
 
         Raises:
-            ValueError: if the shape of a batch or mask does not fit, or there are more of the one than of the other.
+            ValueError: if a shape does not fit, or there are more batches than masks or the other way round.
             TypeError: if latents are not floating point or a mask is not bool.
 
         Example:
             >>> from vq_components import VectorQuantizer
-            >>> vq = VectorQuantizer(codebook_size=2, codebook_dim=4)
+            >>> vq = VectorQuantizer(2, 4)
             >>> vq.set_codebook_(torch.tensor([[0.015] * 4, [-0.015] * 4]))
             >>> health = vq.health(8.05 + 0.1 * torch.randn(1000, 4))
             >>> health.reasons[0].partition(":")[0]

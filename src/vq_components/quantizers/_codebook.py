@@ -30,6 +30,9 @@ class Codebook(nn.Module):
         revival: settings, or None to revive nothing.
         decay, eps: of the moving averages.
         unit_norm: whether entries are the directions of the rows of ``weight``.
+
+    Attributes:
+        stage: sets apart the draws of codebooks that see the same positions, one after the other.
     """
 
     weight: Tensor
@@ -72,6 +75,7 @@ class Codebook(nn.Module):
         self.decay = decay
         self.eps = eps
         self.unit_norm = unit_norm
+        self.stage = 0
         self.starts_from_data = init == "data"
         weight = as_entries(torch.empty(size, dim).uniform_(-1 / size, 1 / size), unit_norm=unit_norm)
         if trained_by == "gradient":
@@ -182,7 +186,7 @@ class Codebook(nn.Module):
 
     def _rule(self) -> UpdateRule:
         revival = (0.0, 0.0) if self.revival is None else (self.revival.threshold, self.revival.decay)
-        return UpdateRule(self.decay, self.eps, *revival, float(self.unit_norm))
+        return UpdateRule(self.decay, self.eps, *revival, float(self.unit_norm), float(self.stage))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Codebook":
         """Moves the codebook, but keeps it in at least float32: averages and distances need the precision."""
@@ -246,7 +250,7 @@ def _count_operator(
     if apply_first:
         apply_pending_(codebook, averages, update_rule)
     if starts_from_data:
-        start_(codebook, z, live)
+        start_(codebook, update_rule, z, live)
     indices = look_up(codebook, update_rule, z, live)
     count_(codebook, averages, update_rule, z, live, indices)
     return indices

@@ -45,6 +45,7 @@ class UpdateRule(NamedTuple):
     revival_threshold: float
     revival_decay: float
     unit_norm: float = 0.0  # 1: entries stand for their directions, see ``as_entries``
+    stage: float = 0.0  # sets apart the draws of codebooks that see the same positions
 
 
 def apply_pending_(state: CodebookState, average: AverageState | None, rule: UpdateRule) -> None:
@@ -83,7 +84,7 @@ def _revive_(state: CodebookState, average: AverageState | None, dead: Tensor) -
         average.embed_avg[entries] = torch.where(revived[:, None], 0, average.embed_avg[entries])
 
 
-def start_(state: CodebookState, z: Tensor, live: Tensor) -> None:
+def start_(state: CodebookState, rule: UpdateRule, z: Tensor, live: Tensor) -> None:
     """Takes the entries from the vectors of a batch, unless they have been taken before or none is live and not zero.
 
     With fewer vectors than entries the rest lies between pairs of vectors, a quarter of the way.
@@ -91,7 +92,7 @@ def start_(state: CodebookState, z: Tensor, live: Tensor) -> None:
     if state.started.device.type == "cpu" and bool(state.started):
         return  # the same as below, without the work; reading the flag is free only on a CPU
     # Zero is what the stage before leaves of the vectors that it started from: no start for the next one.
-    keys, vectors, owners = _draw_candidates(state, z, live, (z != 0).any(dim=1).to(z.dtype))
+    keys, vectors, owners = _draw_candidates(state, rule, z, live, (z != 0).any(dim=1).to(z.dtype))
     vectors, owners = _sum_over_processes([vectors, owners])
     pool = (vectors / owners.clamp(min=1)[:, None])[keys.argsort(stable=True)]
     count = (keys < torch.inf).sum()
@@ -117,7 +118,7 @@ def count_(
         parts.append(torch.zeros(size, dim, dtype=dtype, device=z.device).index_add_(0, indices, own))
     if rule.revival_threshold > 0:
         error = (z - as_entries(state.weight[indices], unit_norm=rule.unit_norm > 0)).square().sum(dim=1)
-        keys, vectors, owners = _draw_candidates(state, z, live, error)
+        keys, vectors, owners = _draw_candidates(state, rule, z, live, error)
         parts += [vectors, owners]
     counts, *rest = _sum_over_processes(parts)
     state.pending_counts.add_(counts)
@@ -148,7 +149,9 @@ def unit(vectors: Tensor) -> Tensor:
     return F.normalize(vectors, dim=1, eps=1e-6)
 
 
-def _draw_candidates(state: CodebookState, z: Tensor, live: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _draw_candidates(
+    state: CodebookState, rule: UpdateRule, z: Tensor, live: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """At most one vector per slot: keys ``(K,)``, and vectors ``(K, D)`` and owners ``(K,)`` to sum over processes.
 
     Live vectors are numbered through all processes, and every number belongs to one slot. Among a slot's vectors the
@@ -160,7 +163,7 @@ def _draw_candidates(state: CodebookState, z: Tensor, live: Tensor, weight: Tens
     row = torch.arange(z.shape[0], device=z.device)
     position = state.pending_vectors + _live_before(live) + live.cumsum(0) - 1
     slot = (position + state.updates * 40503).clamp(min=0) % size
-    exponential = -torch.log(_hash_to_unit(position, state.updates))
+    exponential = -torch.log(_hash_to_unit(position, state.updates + int(rule.stage) * 0x10001))
     key = torch.where(live & (weight > 0), exponential / weight, torch.inf).to(dtype)
     keys = torch.full((size,), torch.inf, dtype=dtype, device=z.device).scatter_reduce_(0, slot, key, "amin")
     wins = (key == keys[slot]) & (key < torch.inf)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ..functional import straight_through
 from ._base import AbstractQuantizer, QuantizerOutput
+from ._codebook import Codebook
 
 
 class ProjectedQuantizer(AbstractQuantizer):
@@ -162,6 +163,10 @@ class ResidualQuantizer(_StagedQuantizer):
         dim = quantizers[0].dim
         super().__init__(quantizers, dim=dim, dim_out=dim, channel_dim=channel_dim)
         self.dropout = dropout
+        for number, stage in enumerate(quantizers):
+            for module in stage.modules():
+                if isinstance(module, Codebook):  # else all would start from the same vectors, of which nothing is left
+                    module.stage = module.stage * len(quantizers) + number
 
     def _quantize(self, z: Tensor, live: Tensor) -> QuantizerOutput:
         uses = self._draw_uses(z.device)

@@ -71,7 +71,7 @@ MUTANTS = [
     ("cluster size not reset at revival", STATS, "average.cluster_size[entries] = torch.where(revived, 0, average.cluster_size[entries])", "pass"),
     ("sums not reset at revival", STATS, "average.embed_avg[entries] = torch.where(revived[:, None], 0, average.embed_avg[entries])", "pass"),
     ("revival prefers small errors", STATS, "exponential / weight", "exponential * weight"),
-    ("candidates drawn evenly", STATS, "_draw_candidates(state, z, live, error)", "_draw_candidates(state, z, live, torch.ones_like(error))"),
+    ("candidates drawn evenly", STATS, "_draw_candidates(state, rule, z, live, error)", "_draw_candidates(state, rule, z, live, torch.ones_like(error))"),
     ("start repeats itself", STATS, "    state.started.logical_or_(begins)\n", ""),
     ("start lerps beyond", STATS, "torch.lerp(first, second, 0.25)", "torch.lerp(first, second, 2.0)"),
     ("start repeats vectors", STATS, "first = pool[entry % count.clamp(min=1)]", "first = pool[entry // 2 % count.clamp(min=1)]"),
