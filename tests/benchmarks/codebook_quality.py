@@ -29,8 +29,8 @@ from vq_components.functional import codebook_usage, perplexity
 
 CHANNELS, DIM, CROP, BATCH = 48, 16, 64, 16
 EVALUATED = 48  # batches
-TUNING_PHOTO = "coffee"
-FSQ_LEVELS = {1024: [8, 5, 5, 5], 4096: [7, 5, 5, 5, 5], 16384: [8, 8, 8, 6, 5]}  # of Mentzer et al. (2023)
+TUNING_PHOTO = "astronaut"
+FSQ_LEVELS = {1024: [8, 5, 5, 5], 4096: [7, 5, 5, 5, 5], 16384: [8, 8, 8, 6, 5]}  # of Mentzer et al. (2023), about K
 
 
 class Ours(nn.Module):
@@ -123,8 +123,24 @@ QUANTIZERS = {
 }
 
 
+class Residual(nn.Module):
+    """Two convolutions beside an identity."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.SiLU(), nn.Conv2d(width, width, 3, 1, 1), nn.SiLU(), nn.Conv2d(width, width, 3, 1, 1)
+        )
+
+    def forward(self, x):
+        return x + self.branch(x)
+
+
 class Autoencoder(nn.Module):
-    """Two stages of stride 2 down and up around a quantizer."""
+    """Two stages of stride 2 down and up around a quantizer.
+
+    It must learn fast enough for the quantizer to be what limits it: without one it should be several dB better.
+    """
 
     def __init__(self, quantizer):
         super().__init__()
@@ -133,16 +149,12 @@ class Autoencoder(nn.Module):
             nn.Conv2d(3, width, 4, 2, 1),
             nn.SiLU(),
             nn.Conv2d(width, width, 4, 2, 1),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 3, 1, 1),
-            nn.SiLU(),
+            Residual(width),
             nn.Conv2d(width, DIM, 1),
         )
         self.decoder = nn.Sequential(
-            nn.Conv2d(DIM, width, 3, 1, 1),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 3, 1, 1),
-            nn.SiLU(),
+            nn.Conv2d(DIM, width, 1),
+            Residual(width),
             nn.ConvTranspose2d(width, width, 4, 2, 1),
             nn.SiLU(),
             nn.ConvTranspose2d(width, 3, 4, 2, 1),

@@ -10,6 +10,7 @@ from ._adversarial import vanilla_generator_loss as vanilla_generator_loss
 from ._codes import codebook_usage as codebook_usage
 from ._codes import nearest_code as nearest_code
 from ._codes import perplexity as perplexity
+from ._estimators import rotate as rotate
 from ._estimators import straight_through as straight_through
 from ._sampling import filter_logits as filter_logits
 
@@ -23,6 +24,7 @@ __all__ = [
     "non_saturating_discriminator_loss",
     "non_saturating_generator_loss",
     "perplexity",
+    "rotate",
     "straight_through",
     "vanilla_discriminator_loss",
     "vanilla_generator_loss",
