@@ -215,7 +215,7 @@ class EMAVectorQuantizer(_CodebookQuantizer):
         codebook_dim: int,
         *,
         commitment_weight: float = 0.25,
-        decay: float = 0.99,
+        decay: float = 0.9,
         eps: float = 1e-5,
         estimator: Estimator = functional.straight_through,
         init: Literal["data", "uniform"] = "data",
