@@ -17,7 +17,7 @@ from vq_components import DeadCodeRevival, EMAVectorQuantizer, VectorQuantizer, 
 WORLD = 2
 SIZE, DIM, N, STEPS = 16, 4, 60, 5
 KINDS = {"vector": VectorQuantizer, "ema": EMAVectorQuantizer}
-LIVELY = DeadCodeRevival(threshold=0.8, decay=0.3)
+LIVELY = DeadCodeRevival(threshold=0.9, decay=0.1)
 
 
 def build(kind, **settings):

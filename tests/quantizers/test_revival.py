@@ -17,6 +17,16 @@ def rows_among(entries, vectors):
     return (entries[:, None] == vectors).all(dim=2).any(dim=1)
 
 
+def shares(pending, codebook):
+    """``max(K n_k / N, K d_k / d)``, one vector at a time."""
+    counts, distances = np.zeros(len(codebook)), np.zeros(len(codebook))
+    for z, indices in pending:
+        for vector, k in zip(z.double().numpy(), indices.tolist(), strict=True):
+            counts[k] += 1
+            distances[k] += np.linalg.norm(vector - codebook[k].double().numpy())
+    return len(codebook) * np.maximum(counts / counts.sum(), distances / distances.sum())
+
+
 def with_far_entries(quantizer, count):
     """The first ``count`` entries are where no vector ever is."""
     codebook = torch.randn(quantizer.codebook.shape)
@@ -70,8 +80,7 @@ def test_the_dead_become_vectors_of_the_batch_and_the_others_stay(build):
     codebook = with_far_entries(quantizer, 10)
     z = torch.randn(300, 4)
     indices = quantizer(z).indices
-    share = torch.bincount(indices, minlength=16) * 16 / 300
-    dead = share < 0.5
+    dead = torch.from_numpy(shares([(z, indices)], codebook) < 0.5)
     assert 10 <= dead.sum() < 16
     quantizer.update_()
     entries = quantizer.codebook.detach()
@@ -100,37 +109,65 @@ def test_a_revived_entry_is_the_candidate_itself_after_the_averages_update():
     torch.testing.assert_close(quantizer.codebook[0], own.mean(dim=0), rtol=1e-3, atol=1e-3)
 
 
-def test_usage_is_a_moving_average_of_shares(build):
-    """``u <- decay * u + (1 - decay) * n_k * K / N`` over all pending forwards; 1 at first and after a revival."""
+@pytest.mark.parametrize("count", [40, 3])  # a forward; two of the latter have fewer vectors than there are entries
+def test_usage_is_a_moving_average_of_shares(build, count):
+    """Over all pending forwards; 1 at first and after a revival."""
     rule = DeadCodeRevival(threshold=0.2, decay=0.8)
     quantizer = build(revival=rule)
     with_far_entries(quantizer, 3)
     quantizer.update_()
     expected, revivals = np.ones(16), 0
+    decay = rule.decay ** min(2 * count / 16, 1)
     for _ in range(25):
-        counts = np.zeros(16)
+        codebook, pending = quantizer.codebook.detach().clone(), []
         for _ in range(2):
-            indices = quantizer(torch.randn(40, 4)).indices
-            counts += np.bincount(indices, minlength=16)
+            z = torch.randn(count, 4)
+            pending.append((z, quantizer(z).indices))
         quantizer.update_()
-        expected = rule.decay * expected + (1 - rule.decay) * counts * 16 / 80
+        expected = decay * expected + (1 - decay) * shares(pending, codebook)
         dead = expected < rule.threshold
         revivals += dead.sum()
         expected[dead] = 1
         np.testing.assert_allclose(quantizer.embedding.usage, expected, rtol=1e-5)
-    assert revivals > 3
+    assert revivals >= 3
 
 
-def test_by_default_an_unused_entry_is_dead_after_76_updates(build):
-    """``log(threshold) / log(decay)`` of the docs: 0.97 ** 75 > 0.1 > 0.97 ** 76."""
+@pytest.mark.parametrize(("count", "updates"), [(100, 7), (16, 7), (4, 27)])
+def test_by_default_an_unused_entry_is_dead_after_7_vectors_for_each_entry(build, count, updates):
+    """``log(threshold) / log(decay)`` of the docs, 6.58, whether they come in large or in small updates."""
     quantizer = build()
     codebook = with_far_entries(quantizer, 1)
     quantizer.update_()
-    for update in range(76):
+    for update in range(updates):
         assert torch.equal(quantizer.codebook[0], codebook[0]), update
-        quantizer(torch.randn(100, 4))
+        quantizer(torch.randn(count, 4))
         quantizer.update_()
     assert quantizer.codebook[0].abs().max() < 10
+
+
+def test_who_stands_for_few_but_far_vectors_or_for_many_near_ones_is_alive(build):
+    """Entry 0 has one vector in a hundred, far away; entry 1 is where almost all are; the third has neither share."""
+    quantizer = build.func(3, 4, revival=AT_ONCE)
+    codebook = torch.tensor([[9.0], [0.0], [-9.0]]).expand(3, 4)
+    quantizer.set_codebook_(codebook)
+    quantizer.update_()
+    z = torch.zeros(100, 4)
+    z[0] = 30.0
+    z[1] = -9.5
+    assert quantizer(z).indices.bincount(minlength=3).tolist() == [1, 98, 1]
+    quantizer.update_()
+    assert (quantizer.codebook == z[0]).all(dim=1).tolist() == [False, False, True]
+
+
+def test_where_all_vectors_are_entries_the_counts_alone_decide(build):
+    """No distance, no share of it: nothing is divided by zero, and nobody moves for want of a candidate."""
+    quantizer = build(revival=AT_ONCE)
+    codebook = with_far_entries(quantizer, 0)
+    quantizer.update_()
+    quantizer(codebook[:12].repeat(2, 1))
+    quantizer.update_()
+    assert quantizer.embedding.usage.tolist() == pytest.approx([16 / 12] * 12 + [0] * 4)
+    torch.testing.assert_close(quantizer.codebook.detach(), codebook)
 
 
 def test_candidates_are_drawn_in_proportion_to_their_squared_error(build):

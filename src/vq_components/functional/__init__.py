@@ -10,6 +10,7 @@ from ._adversarial import vanilla_generator_loss as vanilla_generator_loss
 from ._codes import codebook_usage as codebook_usage
 from ._codes import nearest_code as nearest_code
 from ._codes import perplexity as perplexity
+from ._estimators import rotate as rotate
 from ._estimators import straight_through as straight_through
 from ._index import index_backprop as index_backprop
 from ._kmeans import kmeans as kmeans
@@ -35,6 +36,7 @@ __all__ = [
     "non_saturating_generator_loss",
     "orthogonality_loss",
     "perplexity",
+    "rotate",
     "straight_through",
     "vanilla_discriminator_loss",
     "vanilla_generator_loss",

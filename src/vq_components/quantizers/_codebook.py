@@ -42,6 +42,7 @@ class Codebook(nn.Module):
     usage: Tensor
     pending_vectors: Tensor
     pending_counts: Tensor
+    pending_distances: Tensor
     candidate_keys: Tensor
     candidates: Tensor
     update_is_manual: Tensor
@@ -58,7 +59,7 @@ class Codebook(nn.Module):
         trained_by: Literal["gradient", "average"],
         init: Literal["data", "uniform"],
         revival: DeadCodeRevival | None,
-        decay: float = 0.99,
+        decay: float = 0.9,
         eps: float = 1e-5,
         unit_norm: bool = False,
     ) -> None:
@@ -90,6 +91,7 @@ class Codebook(nn.Module):
         self.register_buffer("usage", torch.ones(size))
         self.register_buffer("pending_vectors", torch.tensor(0))
         self.register_buffer("pending_counts", torch.zeros(size))
+        self.register_buffer("pending_distances", torch.zeros(size))
         self.register_buffer("candidate_keys", torch.full((size,), torch.inf))
         self.register_buffer("candidates", torch.zeros(size, dim))
         # Whether update_() is in the caller's hands: saved, so that a resumed run goes on in the same way, and kept as
@@ -152,7 +154,7 @@ class Codebook(nn.Module):
         """Replaces all entries and forgets all statistics; the codebook counts as started."""
         self.weight.copy_(as_entries(weight.to(self.weight), unit_norm=self.unit_norm))
         self.started.fill_(True)
-        for name in ("updates", "pending_vectors", "pending_counts"):
+        for name in ("updates", "pending_vectors", "pending_counts", "pending_distances"):
             getattr(self, name).zero_()
         self.usage.fill_(1)
         self.candidate_keys.fill_(torch.inf)

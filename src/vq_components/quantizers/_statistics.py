@@ -22,9 +22,10 @@ class CodebookState(NamedTuple):
     weight: Tensor  # (K, D) the entries
     started: Tensor  # () bool: False until the entries have been taken from data
     updates: Tensor  # () int64: updates applied so far
-    usage: Tensor  # (K,) moving average of the counts, in shares of N / K
+    usage: Tensor  # (K,) moving average of what an entry is good for, in fair shares
     pending_vectors: Tensor  # () int64: live vectors seen since the last update
     pending_counts: Tensor  # (K,) live vectors of each entry since the last update
+    pending_distances: Tensor  # (K,) sum of their distances from the entry
     candidate_keys: Tensor  # (K,) priority of each slot's candidate, the smallest wins; inf: no candidate
     candidates: Tensor  # (K, D) one vector per slot for entries that must move
 
@@ -63,13 +64,24 @@ def apply_pending_(state: CodebookState, average: AverageState | None, rule: Upd
         state.weight.copy_(torch.where((state.pending_counts > 0)[:, None], mean, state.weight))
         average.pending_sums.zero_()
     if rule.revival_threshold > 0:
-        share = state.pending_counts * (state.weight.shape[0] / total.clamp(min=1))
-        state.usage.lerp_(share, any_live.to(total.dtype) * (1 - rule.revival_decay))
+        # An average over vectors: as many vectors as entries make one step, fewer a part of it.
+        seen = (total / state.weight.shape[0]).clamp(max=1)
+        state.usage.lerp_(_shares(state), 1 - rule.revival_decay**seen)
         _revive_(state, average, (state.usage < rule.revival_threshold) & any_live)
     state.updates.add_(any_live)
     state.pending_vectors.zero_()
     state.pending_counts.zero_()
+    state.pending_distances.zero_()
     state.candidate_keys.fill_(torch.inf)
+
+
+def _shares(state: CodebookState) -> Tensor:
+    """The larger of each entry's shares of the vectors and of the distances, where 1 is fair."""
+    counts, distances = state.pending_counts, state.pending_distances
+    smallest = torch.finfo(distances.dtype).tiny
+    return len(counts) * torch.maximum(
+        counts / counts.sum().clamp(min=1), distances / distances.sum().clamp(min=smallest)
+    )
 
 
 def _revive_(state: CodebookState, average: AverageState | None, dead: Tensor) -> None:
@@ -119,7 +131,9 @@ def count_(
     if rule.revival_threshold > 0:
         error = (z - as_entries(state.weight[indices], unit_norm=rule.unit_norm > 0)).square().sum(dim=1)
         keys, vectors, owners = _draw_candidates(state, rule, z, live, error)
-        parts += [vectors, owners]
+        distance = torch.where(live, error.sqrt(), 0).to(dtype)
+        distances = torch.zeros(size, dtype=dtype, device=z.device).index_add_(0, indices, distance)
+        parts += [distances, vectors, owners]
     counts, *rest = _sum_over_processes(parts)
     state.pending_counts.add_(counts)
     if average is not None:
@@ -129,6 +143,7 @@ def count_(
         candidates = rest[-2] / rest[-1].clamp(min=1)[:, None]
         state.candidates.copy_(torch.where(better[:, None], candidates, state.candidates))
         state.candidate_keys.copy_(torch.where(better, keys, state.candidate_keys))
+        state.pending_distances.add_(rest[-3])
     state.pending_vectors.add_(counts.sum().long())
 
 

@@ -229,7 +229,7 @@ class EMAVectorQuantizer(_CodebookQuantizer):
         codebook_dim: int,
         *,
         commitment_weight: float = 0.25,
-        decay: float = 0.99,
+        decay: float = 0.9,
         eps: float = 1e-5,
         distance: Distance = "euclidean",
         estimator: Estimator = functional.straight_through,
