@@ -1,16 +1,14 @@
 """Quality of quantizers with a large codebook, ours and others', as held-out PSNR and usage of one small autoencoder.
 
-    python tests/benchmarks/codebook_quality.py [--only NAME ...] [--codebook-size 4096] [--seeds 3] [--steps 1200]
-                                                [--out results.json] [--tune]
+    python tests/benchmarks/codebook_quality.py [--only NAME ...] [--codebook-size 4096] [--seeds 3] [--tune]
 
 Every quantizer gets the same autoencoder, crops, steps and seeds. Revival stops for the last tenth of the steps. Then
 each is evaluated on 48 batches of 16 crops: fresh ones of the training photos, and ones of photos that were held out.
 Results are kept in ``--out``, so that a run that was interrupted goes on where it stopped. ``--tune`` holds out one of
 the training photos instead of the test photos: what is chosen by its numbers has not seen the test photos.
 
-Photos are those inside scikit-image and scikit-learn. Peers are not installed with the package:
-``pip install --no-deps -r tests/benchmarks/requirements-peers.txt``, and what they import. A peer that cannot be
-imported is left out, with a word.
+Photos are those inside scikit-image and scikit-learn. Peers that cannot be imported are left out, with a word: see
+requirements-peers.txt.
 """
 
 import argparse
@@ -28,8 +26,7 @@ import vq_components as vq
 from vq_components.functional import codebook_usage, perplexity
 
 CHANNELS, DIM, CROP, BATCH = 48, 16, 64, 16
-EVALUATED = 48  # batches
-TUNING_PHOTO = "astronaut"
+EVALUATED, TUNING_PHOTO = 48, "astronaut"  # batches, and the photo that --tune holds out
 FSQ_LEVELS = {1024: [8, 5, 5, 5], 4096: [7, 5, 5, 5, 5], 16384: [8, 8, 8, 6, 5]}  # of Mentzer et al. (2023), about K
 
 

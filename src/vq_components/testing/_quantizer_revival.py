@@ -63,8 +63,11 @@ def check_revival(subject: QuantizerSubject) -> None:
     module = _set(subject, entries, revive=True)
     rows = torch.arange(size)[~dead].repeat(6)
     for step in range(1, due + 1):
-        # In the end there are as many vectors as dead entries: live ones must not take their places.
-        z = _near(entries, rows if step < due else rows[: int(dead.sum())], spread=0.5)
+        z = _near(entries, rows, spread=0.5)
+        if (
+            step == due
+        ):  # as many vectors off their entries as there are dead ones: live ones must not take their places
+            z = torch.cat([z[: int(dead.sum())], subject.codebook(module)[rows].detach().to(z)])
         before = subject.codebook(module).clone()
         subject.call(module, subject.from_vectors(z))
         module.update_()
