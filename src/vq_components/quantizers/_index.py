@@ -93,7 +93,7 @@ class IndexBackpropQuantizer(AbstractQuantizer):
         # A vector of zeros stands for one that is not seen: it has index 0, and must move nothing.
         chosen = torch.where(seen[:, None], chosen, chosen.detach())
         entries = F.embedding(indices, self._trained(self.embedding.weight)).to(z.dtype)
-        commitment = mean_square(z + 0 * z, entries.detach(), live)
+        commitment = mean_square(z, entries.detach(), live)
         codebook = mean_square(clean.detach(), entries, seen)
         loss = self.commitment_weight * commitment + self.codebook_weight * codebook
         loss = loss + self.index_weight * mean_square(clean, chosen, seen)

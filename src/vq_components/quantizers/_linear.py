@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ..functional import nearest_code, straight_through
 from ._base import AbstractQuantizer, QuantizerOutput
-from ._terms import check_entries, mean_square, seen_vectors, usage_terms
+from ._terms import check_entries, finite, mean_square, seen_vectors, usage_terms
 
 
 class SimVQ(AbstractQuantizer):
@@ -82,12 +82,12 @@ class SimVQ(AbstractQuantizer):
 
     def _quantize(self, z: Tensor, live: Tensor) -> QuantizerOutput:
         seen = seen_vectors(z, live)
-        clean = torch.where(seen[:, None], z.detach(), 0)
+        clean = finite(z.detach())
         codebook = self.codebook
         indices = torch.where(seen, nearest_code(clean, codebook), 0)
         # A gather from all entries, not W times those: decode's bits do not depend on the number of vectors.
         entries = F.embedding(indices, codebook).to(z.dtype)
-        commitment = mean_square(z + 0 * z, entries.detach(), live)
+        commitment = mean_square(z, entries.detach(), live)
         distance = mean_square(clean, entries, seen)
         terms = {
             "commitment": commitment.detach().float(),
@@ -99,7 +99,7 @@ class SimVQ(AbstractQuantizer):
 
     def _encode(self, z: Tensor, live: Tensor) -> Tensor:
         seen = seen_vectors(z, live)
-        return torch.where(seen, nearest_code(torch.where(seen[:, None], z, 0), self.codebook), 0)
+        return torch.where(seen, nearest_code(finite(z), self.codebook), 0)
 
     def _decode(self, indices: Tensor) -> Tensor:
         return F.embedding(indices, self.codebook)

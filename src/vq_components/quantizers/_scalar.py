@@ -178,7 +178,7 @@ class LFQ(AbstractQuantizer):
         seen = seen_vectors(z, live)
         indices = self._encode(z, live)
         entries = self._decode(indices).to(z.dtype)
-        commitment = mean_square(z + 0 * z, entries, live)
+        commitment = mean_square(z, entries, live)
         entropies = functional.bit_entropies(torch.where(seen[:, None], z, 0), temperature=self.temperature, mask=seen)
         loss = self.commitment_weight * commitment
         if self.entropy_weight != 0:

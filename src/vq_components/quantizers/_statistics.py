@@ -89,6 +89,9 @@ def _revive_(state: CodebookState, average: AverageState | None, dead: Tensor) -
     entries = dead.argsort(descending=True, stable=True)  # the dead ones first
     slots = state.candidate_keys.argsort(stable=True)
     revived = dead[entries] & (state.candidate_keys[slots] < torch.inf)
+    if _can_choose(revived):  # the same, without the work on entries that stay
+        moved = revived.nonzero()[:, 0]
+        entries, slots, revived = entries[moved], slots[moved], revived[moved]
     state.weight[entries] = torch.where(revived[:, None], state.candidates[slots], state.weight[entries])
     state.usage[entries] = torch.where(revived, 1, state.usage[entries])
     if average is not None:  # without a past, the entry's first own vectors decide where it goes
@@ -101,11 +104,11 @@ def start_(state: CodebookState, rule: UpdateRule, z: Tensor, live: Tensor) -> N
 
     With fewer vectors than entries the rest lies between pairs of vectors, a quarter of the way.
     """
-    if state.started.device.type == "cpu" and bool(state.started):
-        return  # the same as below, without the work; reading the flag is free only on a CPU
+    if _can_choose(state.started) and bool(state.started):
+        return  # the same as below, without the work
     # Zero is what the stage before leaves of the vectors that it started from: no start for the next one.
-    keys, vectors, owners = _draw_candidates(state, rule, z, live, (z != 0).any(dim=1).to(z.dtype))
-    vectors, owners = _sum_over_processes([vectors, owners])
+    keys, winners = _draw_candidates(state, rule, z, live, (z != 0).any(dim=1).to(z.dtype))
+    vectors, owners = _sum_over_processes(_winning_vectors(state, z, winners))
     pool = (vectors / owners.clamp(min=1)[:, None])[keys.argsort(stable=True)]
     count = (keys < torch.inf).sum()
     entry = torch.arange(len(keys), device=z.device)
@@ -121,29 +124,35 @@ def start_(state: CodebookState, rule: UpdateRule, z: Tensor, live: Tensor) -> N
 def count_(
     state: CodebookState, average: AverageState | None, rule: UpdateRule, z: Tensor, live: Tensor, indices: Tensor
 ) -> None:
-    """Adds a batch, of all processes, to what is pending."""
+    """Adds a batch, of all processes, to what is pending. All of ``z`` must be finite."""
     size, dim = state.weight.shape
     dtype = state.weight.dtype
-    parts = [torch.zeros(size, dtype=dtype, device=z.device).index_add_(0, indices, live.to(dtype))]
+    z, weight = z.to(dtype), live.to(dtype)
+    parts = [torch.zeros(size, dtype=dtype, device=z.device).index_add_(0, indices, weight)]
     if average is not None:
-        own = torch.where(live[:, None], z, 0).to(dtype)
-        parts.append(torch.zeros(size, dim, dtype=dtype, device=z.device).index_add_(0, indices, own))
+        parts.append(torch.zeros(size, dim, dtype=dtype, device=z.device).index_add_(0, indices, z * weight[:, None]))
     if rule.revival_threshold > 0:
-        error = (z - as_entries(state.weight[indices], unit_norm=rule.unit_norm > 0)).square().sum(dim=1)
-        keys, vectors, owners = _draw_candidates(state, rule, z, live, error)
-        distance = torch.where(live, error.sqrt(), 0).to(dtype)
-        distances = torch.zeros(size, dtype=dtype, device=z.device).index_add_(0, indices, distance)
-        parts += [distances, vectors, owners]
+        entries = as_entries(state.weight.index_select(0, indices), unit_norm=rule.unit_norm > 0)
+        distance = torch.linalg.vector_norm(z - entries, dim=1) * weight
+        parts.append(torch.zeros(size, dtype=dtype, device=z.device).index_add_(0, indices, distance))
+        keys, winners = _draw_candidates(state, rule, z, live, distance.square())
+        alone = _can_choose(z) and _distributed.world_size() == 1
+        if not alone:
+            parts += _winning_vectors(state, z, winners)
     counts, *rest = _sum_over_processes(parts)
     state.pending_counts.add_(counts)
     if average is not None:
-        average.pending_sums.add_(rest[0])
+        average.pending_sums.add_(rest.pop(0))
     if rule.revival_threshold > 0:
+        state.pending_distances.add_(rest.pop(0))
         better = keys < state.candidate_keys
-        candidates = rest[-2] / rest[-1].clamp(min=1)[:, None]
-        state.candidates.copy_(torch.where(better[:, None], candidates, state.candidates))
+        if alone:  # the same, without the work on the slots that keep their candidate
+            slots = better.nonzero()[:, 0]
+            state.candidates[slots] = z.index_select(0, winners[slots])
+        else:
+            candidates = rest[0] / rest[1].clamp(min=1)[:, None]
+            state.candidates.copy_(torch.where(better[:, None], candidates, state.candidates))
         state.candidate_keys.copy_(torch.where(better, keys, state.candidate_keys))
-        state.pending_distances.add_(rest[-3])
     state.pending_vectors.add_(counts.sum().long())
 
 
@@ -166,14 +175,14 @@ def unit(vectors: Tensor) -> Tensor:
 
 def _draw_candidates(
     state: CodebookState, rule: UpdateRule, z: Tensor, live: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """At most one vector per slot: keys ``(K,)``, and vectors ``(K, D)`` and owners ``(K,)`` to sum over processes.
+) -> tuple[Tensor, Tensor]:
+    """At most one vector per slot: keys ``(K,)``, and its row in ``z``, -1 if it is another process's, or none.
 
     Live vectors are numbered through all processes, and every number belongs to one slot. Among a slot's vectors the
     smallest key wins, where the key is exponentially distributed with rate ``weight`` (Efraimidis & Spirakis, 2006):
     a draw in proportion to the weights, which can be merged over processes and micro-batches by taking the minimum.
     """
-    size, dim = state.weight.shape
+    size = len(state.weight)
     dtype = state.weight.dtype
     row = torch.arange(z.shape[0], device=z.device)
     position = state.pending_vectors + _live_before(live) + live.cumsum(0) - 1
@@ -182,13 +191,23 @@ def _draw_candidates(
     key = torch.where(live & (weight > 0), exponential / weight, torch.inf).to(dtype)
     keys = torch.full((size,), torch.inf, dtype=dtype, device=z.device).scatter_reduce_(0, slot, key, "amin")
     wins = (key == keys[slot]) & (key < torch.inf)
-    winner = torch.full((size,), -1, device=z.device).scatter_reduce_(0, slot, torch.where(wins, row, -1), "amax")
+    winners = torch.full((size,), -1, device=z.device).scatter_reduce_(0, slot, torch.where(wins, row, -1), "amax")
     own_keys = keys.clone()
     _distributed.all_reduce_min_(keys)
-    owners = ((winner >= 0) & (own_keys == keys)).to(dtype)
+    return keys, torch.where(own_keys == keys, winners, -1)
+
+
+def _winning_vectors(state: CodebookState, z: Tensor, winners: Tensor) -> list[Tensor]:
+    """Candidates ``(K, D)`` and who has one ``(K,)``, zero where it is another process's: to be summed over all."""
+    owners = winners >= 0
     # One more row, so that an empty batch can be indexed too.
-    rows = torch.cat([z.to(dtype), z.new_zeros(1, dim, dtype=dtype)])[winner]
-    return keys, torch.where((owners > 0)[:, None], rows, 0), owners
+    rows = torch.cat([z.to(state.weight.dtype), torch.zeros_like(state.weight[:1])])
+    return [torch.where(owners[:, None], rows[winners], 0), owners.to(rows.dtype)]
+
+
+def _can_choose(tensor: Tensor) -> bool:
+    """Whether rows can be chosen by values of ``tensor``: on an accelerator, that would wait for it."""
+    return tensor.device.type == "cpu"
 
 
 def _live_before(live: Tensor) -> Tensor:

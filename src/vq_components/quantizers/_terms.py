@@ -1,6 +1,7 @@
 """Arithmetic and checks that several quantizers share."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,12 @@ def check_entries(entries: Tensor, codebook: Tensor) -> None:
 
 def seen_vectors(z: Tensor, live: Tensor) -> Tensor:
     """Which vectors ``(N, D)`` may enter a codebook or its statistics: the live ones that are finite."""
-    return live & z.isfinite().all(dim=1)
+    return live & z.detach().abs().amax(dim=1).isfinite()
+
+
+def finite(z: Tensor) -> Tensor:
+    """``z`` with zeros for what is not finite, so that no arithmetic on vectors that are not seen spreads it."""
+    return z.nan_to_num(0.0, 0.0, 0.0)
 
 
 def usage_terms(indices: Tensor, codebook_size: int) -> dict[str, Tensor]:
@@ -30,6 +36,35 @@ def usage_terms(indices: Tensor, codebook_size: int) -> dict[str, Tensor]:
 
 
 def mean_square(a: Tensor, b: Tensor, live: Tensor) -> Tensor:
-    """Mean of ``(a - b)^2`` over the vectors ``(N, D)`` that are live; 0, not NaN, where there is none."""
-    square = torch.where(live[:, None], (a - b).square(), 0)
+    """Mean of ``(a - b)^2`` over the vectors ``(N, D)`` that are live; 0, not NaN, where there is none.
+
+    NaN, and a gradient that is not finite, if a live vector is infinite or NaN: the user, or a gradient scaler, must
+    see it. Vectors that are not live must be finite.
+    """
+    rows: Tensor = _SquaredDistance.apply(a, b)
+    square = torch.where(live, rows + 0 * rows, 0)  # 0 * inf is NaN
     return square.sum() / (live.sum() * math.prod(a.shape[1:])).clamp(min=1)
+
+
+class _SquaredDistance(torch.autograd.Function):
+    """``|a - b|^2`` of vectors ``(N, D)``: with few tensors of that size, which is what its time goes to."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        a, b = inputs[-2:]  # the compiler of torch 2.5 passes a context before them where no gradient is needed
+        result: Tensor = torch.linalg.vector_norm(a - b, dim=1).square()
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        slope = (2 * grad)[:, None]
+        return (a - b) * slope if ctx.needs_input_grad[0] else None, (b - a) * slope if ctx.needs_input_grad[
+            1
+        ] else None

@@ -12,7 +12,7 @@ from ._base import AbstractQuantizer, QuantizerOutput
 from ._codebook import Codebook
 from ._revival import DeadCodeRevival
 from ._statistics import as_entries
-from ._terms import check_entries, mean_square, seen_vectors, usage_terms
+from ._terms import check_entries, finite, mean_square, seen_vectors, usage_terms
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
 Distance = Literal["euclidean", "cosine"]
@@ -76,7 +76,7 @@ class _CodebookQuantizer(AbstractQuantizer):
 
     def _encode(self, z: Tensor, live: Tensor) -> Tensor:
         seen = seen_vectors(z, live)
-        return self.embedding.look_up(torch.where(seen[:, None], self._compared(z), 0), seen)
+        return self.embedding.look_up(finite(self._compared(z)), seen)
 
     def _decode(self, indices: Tensor) -> Tensor:
         return self.embedding.entries(indices)
@@ -84,14 +84,12 @@ class _CodebookQuantizer(AbstractQuantizer):
     def _quantize(self, z: Tensor, live: Tensor) -> QuantizerOutput:
         seen = seen_vectors(z, live)
         z = self._compared(z)
-        clean = torch.where(seen[:, None], z.detach(), 0)
+        clean = finite(z.detach())
         indices, entries = self.embedding(
             clean, seen, counts=self.training and not self.frozen, apply_first=self._schedule.ties == 0
         )
         entries = self._trained(entries).to(z.dtype)
-        # A live vector that is not finite makes the loss and its gradient NaN, an infinite one (0 * inf) too: the user,
-        # or a gradient scaler, must see it.
-        commitment = mean_square(z + 0 * z, entries.detach(), live)
+        commitment = mean_square(z, entries.detach(), live)
         codebook = mean_square(clean, entries, seen)
         terms = {
             "commitment": commitment.detach().float(),
