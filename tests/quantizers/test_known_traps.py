@@ -72,11 +72,11 @@ def test_what_is_logged_can_be_changed_in_place(build_used, differing):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("build", [lambda: VectorQuantizer(1000, 10), lambda: EMAVectorQuantizer(1000, 10)])
+@pytest.mark.parametrize("build", [lambda: VectorQuantizer(1000, 3), lambda: EMAVectorQuantizer(1000, 3)])
 def test_a_model_of_half_precision_tells_all_entries_apart(build, dtype):
-    """bfloat16 has eight digits: indices or counts in it would be multiples of 4, and entries would meet."""
+    """In eight binary digits, indices would be multiples of 4, and entries would meet."""
     quantizer = build().to(dtype)
-    entries = 1 + 0.01 * torch.randn(1000, 10)
+    entries = 1 + 0.1 * torch.randn(1000, 3)
     quantizer.set_codebook_(entries)
     out = quantizer(entries.repeat(2, 1))
     assert torch.equal(out.indices, torch.arange(1000).repeat(2))
