@@ -76,6 +76,23 @@ def test_terms_are_unweighted_detached_float32_scalars(make_player, make_objecti
     torch.testing.assert_close(loss.detach().float(), terms["reconstruction"] + share + 2.0 * terms["quantizer"])
 
 
+@pytest.mark.parametrize("disc_start", [0, 1])
+@pytest.mark.parametrize("of", ["generator", "discriminator"])
+def test_terms_can_be_changed_in_place(make_player, make_objective, of, disc_start):
+    """As a sum over processes does: each is a number of its own, and none is the loss or the quantizer's loss."""
+    player, objective = make_player(), make_objective(disc_start=disc_start, perceptual_weight=0.0)
+    if of == "generator":
+        loss, terms = player.generator_loss(objective)
+    else:
+        loss, terms = objective.discriminator_loss(player.images, player.decode(), step=0)
+    value = loss.detach().clone()
+    for number, term in enumerate(terms.values()):
+        term.fill_(9 + number)
+    assert [term.item() for term in terms.values()] == [9 + number for number in range(len(terms))]
+    assert torch.equal(loss, value)
+    assert player.quantizer_loss == 0.25
+
+
 @pytest.mark.parametrize(
     "name", ["pixelloss_weight", "perceptual_weight", "disc_weight", "disc_factor", "codebook_weight"]
 )

@@ -24,8 +24,8 @@ class LossOutput(NamedTuple):
 
 
 def as_terms(**values: Tensor) -> dict[str, Tensor]:
-    """Scalars as they are logged."""
-    return {name: value.detach().float() for name, value in values.items()}
+    """Scalars as they are logged: each in memory of its own, so that it can be summed over processes in place."""
+    return {name: value.detach().to(torch.float32, copy=True) for name, value in values.items()}
 
 
 def check_inputs(images: Tensor, reconstructions: Tensor, cond: Tensor | None) -> None:

@@ -24,6 +24,7 @@ class Findings(NamedTuple):
     duplicates: int
     broken: int  # entries that are not finite
     waiting: bool  # the codebook has not started from data yet
+    can_revive: bool  # whether dead entries can be revived
     not_finite: int  # live vectors that are not finite
 
     @property
@@ -91,7 +92,8 @@ def _reasons_of_use(found: Findings) -> Iterator[str]:
     elif dead > unlucky + 0.1 * size:
         yield (
             f"{dead} of {size} entries stand for none of {vectors} vectors, where chance would leave {unlucky:.0f}: "
-            f"revive dead entries (revival=DeadCodeRevival()), or take a smaller codebook."
+            f"{'revive dead entries (revival=DeadCodeRevival()), or ' if found.can_revive else ''}"
+            f"take a smaller codebook."
         )
     else:
         share = found.counts.sort(descending=True).values.cumsum(0) / vectors

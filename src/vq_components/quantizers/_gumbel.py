@@ -105,7 +105,7 @@ class GumbelQuantizer(AbstractQuantizer):
         zero = torch.zeros_like(kl.detach(), dtype=torch.float32)
         terms = {
             "commitment": zero,
-            "codebook": zero,
+            "codebook": zero.clone(),
             "kl": kl.detach().float(),
             **usage_terms(torch.where(seen, indices, -1), self.codebook_size),
         }

@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,8 +23,10 @@ NAN3 = (math.nan, math.nan, math.nan)
 class CodebookHealth(NamedTuple):
     """What :meth:`AbstractQuantizer.health` returns; ``print`` it for a summary.
 
-    The shapes are those of a quantizer with one index per vector. With ``Q`` stages each tensor has a first dimension
-    ``Q``. Norms, duplicates and error are NaN and 0 where a stage has no entries that are learned.
+    The shapes are those of a quantizer with one index per vector. In a composite each tensor has the quantizer's
+    ``index_shape`` in front: ``(Q,)`` for ``Q`` stages, ``(G,)`` for ``G`` groups, ``(G, Q)`` for groups of stages.
+    Norms and error are NaN, and duplicates 0, for a stage that is neither a ``VectorQuantizer`` nor an
+    ``EMAVectorQuantizer``.
     """
 
     counts: Tensor
@@ -43,16 +46,18 @@ class CodebookHealth(NamedTuple):
     error: Tensor
     """Mean squared distance of a vector to its entry, in shares of the vectors' variance; a single entry can do 1."""
     reasons: tuple[str, ...]
-    """One sentence for each thing that is wrong; empty if nothing is."""
+    """One sentence for each thing that is wrong; empty if nothing is. In a composite it begins with the part."""
 
     def __str__(self) -> str:
-        """A line of numbers for each stage, then the reasons."""
+        """A line of numbers for each stage, in a composite after its place in the fields, then the reasons."""
         lines = []
+        places = list(itertools.product(*(range(count) for count in self.usage.shape)))
         for stage, counts in enumerate(self.counts.view(-1, self.counts.shape[-1])):
             low, mean, high = self.code_norms.view(-1, 3)[stage].tolist()
             nearest, usual, farthest = self.latent_norms.view(-1, 3)[stage].tolist()
+            place = f"{list(places[stage])} " if places[stage] else ""
             lines.append(
-                f"{int(counts.sum())} vectors, {len(counts)} entries: "
+                f"{place}{int(counts.sum())} vectors, {len(counts)} entries: "
                 f"usage {float(self.usage.flatten()[stage]):.1%}, "
                 f"perplexity {float(self.perplexity.flatten()[stage]):.1f}, "
                 f"{int(self.dead.flatten()[stage])} dead, {int(self.duplicates.flatten()[stage])} duplicates, "
@@ -118,15 +123,22 @@ def codebook_health(
     quantizer: "AbstractQuantizer", latents: Tensor | Iterable[Tensor], mask: Tensor | Iterable[Tensor] | None
 ) -> CodebookHealth:
     """What :meth:`AbstractQuantizer.health` says."""
-    windows, dirty = _watch(quantizer, _pair(latents, mask))
+    places = _places(quantizer)
+    windows, dirty = _watch(quantizer, [codebook for _, codebook in places], _pair(latents, mask))
     _distributed.all_reduce_sum_(dirty)
     for window in windows:
         window.reduce()
-    waiting = any(not bool(codebook.started) for codebook in _codebooks(quantizer))
-    stages = [window.findings(waiting=waiting, not_finite=int(dirty)) for window in windows]
+    stages = [
+        window.findings(
+            waiting=codebook is not None and not bool(codebook.started),
+            can_revive=codebook is not None,
+            not_finite=int(dirty),
+        )
+        for window, (_, codebook) in zip(windows, places, strict=True)
+    ]
     reasons = [
-        f"stage {number}: {reason}" if len(stages) > 1 else reason
-        for number, stage in enumerate(stages)
+        f"{name}: {reason}" if name else reason
+        for stage, (name, _) in zip(stages, places, strict=True)
         for reason in find_reasons(stage)
     ]
 
@@ -148,36 +160,52 @@ def codebook_health(
     )
 
 
-def _codebooks(quantizer: nn.Module) -> list[Codebook]:
-    return [module for module in quantizer.modules() if isinstance(module, Codebook)]
+def _places(quantizer: "AbstractQuantizer") -> list[tuple[str, Codebook | None]]:
+    """Name of each stage, where there are several, and its codebook, if it has one, in the order of the indices."""
+    parts, count = list(quantizer._parts()), math.prod(quantizer.index_shape)
+    if len(parts) == 1 and parts[0].index_shape == quantizer.index_shape:
+        return _places(parts[0])
+    kind = getattr(quantizer, "_part_name", "stage")
+    if parts and sum(math.prod(part.index_shape) for part in parts) == count:
+        return [
+            (f"{kind} {number}" + (f", {name}" if name else ""), codebook)
+            for number, part in enumerate(parts)
+            for name, codebook in _places(part)
+        ]
+    found = [module for module in quantizer.modules() if isinstance(module, Codebook)]
+    # One that is looked up again and again, or nothing that is known.
+    own = found if len(found) == count else found * count if len(found) == 1 else [None] * count
+    return [(f"stage {number}" if count > 1 else "", codebook) for number, codebook in enumerate(own)]
 
 
 @torch.no_grad()
 def _watch(
-    quantizer: "AbstractQuantizer", batches: Iterable[tuple[Tensor, Tensor | None]]
+    quantizer: "AbstractQuantizer",
+    codebooks: Sequence[Codebook | None],
+    batches: Iterable[tuple[Tensor, Tensor | None]],
 ) -> tuple[list[_Window], Tensor]:
     """One window per stage, of this process, and the number of live vectors that are not finite.
 
-    A forward in eval mode counts nothing; the calls of the codebooks inside it are the stages, in their order.
+    A forward in eval mode counts nothing; the calls of a codebook inside it are its stages, in their order.
     """
-    codebooks, stages = _codebooks(quantizer), math.prod(quantizer.index_shape)
-    device = codebooks[0].weight.device if codebooks else _distributed.device()
-    own = codebooks if len(codebooks) == stages else codebooks * stages if len(codebooks) == 1 else [None] * stages
-    windows = [_Window(quantizer.codebook_size, codebook, device) for codebook in own]
+    uses: Counter[nn.Module] = Counter(codebook for codebook in codebooks if codebook is not None)
+    device = next((codebook.weight.device for codebook in codebooks if codebook is not None), _distributed.device())
+    windows = [_Window(quantizer.codebook_size, codebook, device) for codebook in codebooks]
     dirty = torch.zeros((), dtype=torch.int64, device=device)
-    calls: list[tuple[Tensor, Tensor, Tensor]] = []
-    hooks = [c.register_forward_hook(lambda _, args, out: calls.append((*args, out[0]))) for c in codebooks]
+    calls: defaultdict[nn.Module, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+    hooks = [c.register_forward_hook(lambda module, args, out: calls[module].append((*args, out[0]))) for c in uses]
     modes = {module: module.training for module in quantizer.modules()}
     quantizer.eval()
     try:
         for z, mask in batches:
             calls.clear()
-            indices = quantizer.forward(z, mask).indices.view(-1, stages)
+            indices = quantizer.forward(z, mask).indices.view(-1, len(windows))
             flat, live = quantizer._flatten(z, mask)
             dirty += (live & ~flat.isfinite().all(dim=1)).sum().to(device)
-            for stage, window in enumerate(windows):
-                if len(window.entries) and len(calls) == stages:
-                    window.look(*calls[stage])
+            looks = {codebook: iter(seen) for codebook, seen in calls.items() if len(seen) == uses[codebook]}
+            for stage, (window, codebook) in enumerate(zip(windows, codebooks, strict=True)):
+                if codebook in looks:
+                    window.look(*next(looks[codebook]))
                 else:
                     window.counts += count_codes(indices[:, stage], quantizer.codebook_size).to(device)
     finally:

@@ -71,10 +71,9 @@ class FSQ(AbstractQuantizer):
         indices = self._index(bounded.detach(), seen)
         soft = torch.stack([x / (count // 2) for x, count in self._channels(bounded)], dim=1)
         loss = torch.where(live[:, None], 0 * z, 0).sum()
-        error = loss.detach().float()
         terms = {
-            "commitment": error,
-            "codebook": torch.zeros_like(error),
+            "commitment": loss.detach().to(torch.float32, copy=True),
+            "codebook": torch.zeros_like(loss.detach(), dtype=torch.float32),
             **usage_terms(torch.where(seen, indices, -1), self.codebook_size),
         }
         quantized = functional.straight_through(soft, self._decode(indices).to(z.dtype))

@@ -234,6 +234,8 @@ class GroupedQuantizer(_StagedQuantizer):
         (torch.Size([2, 16, 5]), torch.Size([2, 5, 2]))
     """
 
+    _part_name = "group"
+
     def __init__(self, quantizers: Sequence[AbstractQuantizer], *, channel_dim: int = 1) -> None:
         _check_parts(quantizers, "GroupedQuantizer")
         dim, dim_out = sum(part.dim for part in quantizers), sum(part.dim_out for part in quantizers)
