@@ -62,7 +62,7 @@ MUTANTS = [
     ("discriminator's own buffers", GRADS, "result: Tensor = torch.func.functional_call(module, copies, (inputs,))", "result: Tensor = module(inputs)"),
     ("discriminator gets gradients", GRADS, "copies = {name: tensor.detach().clone() for name, tensor in tensors}",
      "copies = dict(module.named_parameters())"),
-    ("terms with graphs", PARTS, "value.detach().float()", "value.float()"),
+    ("terms with graphs", PARTS, "value.detach().to(torch.float32, copy=True)", "value.to(torch.float32, copy=True)"),
     ("condition before the images", PARTS, "torch.cat((images, cond.detach()), dim=1)", "torch.cat((cond.detach(), images), dim=1)"),
     ("condition ignored", PARTS, "torch.cat((images, cond.detach()), dim=1)", "torch.cat((images, 0 * cond.detach()), dim=1)"),
     ("pairs mixed up", PARTS, '"vanilla": (adversarial.vanilla_discriminator_loss,', '"vanilla": (adversarial.hinge_discriminator_loss,'),
