@@ -9,7 +9,8 @@ from vq_components import functional
 from vq_components.functional import _search
 
 SHAPES = [(2, 4, 6, 5), (3, 4, 7, 9)]  # of the example, and of the check
-ONE_OF_EACH = ["vector_cosine", "ema", "fsq", "lfq", "gumbel", "simvq", "index", "projected", "residual", "grouped"]
+ONNX = ["vector_cosine", "fsq", "lfq", "gumbel", "index", "residual"]  # all that others are made of
+ONE_OF_EACH = [*ONNX, "ema", "simvq", "projected", "grouped"]
 DYNAMIC = torch.export.Dim.DYNAMIC
 
 needs_an_exporter_that_says_so = pytest.mark.skipif(
@@ -49,6 +50,14 @@ def saved_and_loaded(program):
     return torch.export.load(file)
 
 
+def run_in_onnx(program, value, *, folder):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.onnx.export(program, f=folder / "quantizer.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(folder / "quantizer.onnx", providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: value.numpy()})[0])
+
+
 def operators(program):
     graphs = [module.graph for module in program.graph_module.modules() if hasattr(module, "graph")]
     return {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"}
@@ -58,18 +67,14 @@ def operators(program):
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
 def test_programs_give_the_same_without_this_package(family, used, kind, tmp_path):
     """No operator is the package's own: a saved program runs where there is none, and so does ONNX made of it."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     for module, example, other in both_ways(used(family[kind]).eval()):
         program = torch.export.export(module, (example,), dynamic_shapes=module.dynamic_shapes)
         assert not [name for name in operators(program) if "vq_components" in name]
         assert torch.equal(saved_and_loaded(program).module()(other), module(other))
-
-        torch.onnx.export(program, f=tmp_path / "quantizer.onnx", dynamo=True, verbose=False)
-        session = onnxruntime.InferenceSession(tmp_path / "quantizer.onnx", providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
-        # Indices are equal: no vector here is so near to the middle between two entries that rounding decides.
-        torch.testing.assert_close(torch.from_numpy(found), module(other).detach(), rtol=1e-5, atol=1e-6)
+        if kind in ONNX:
+            found = run_in_onnx(program, other, folder=tmp_path)
+            # Indices are equal: no vector here is so near to the middle between two entries that rounding decides.
+            torch.testing.assert_close(found, module(other).detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_whole_results_can_be_saved(family):
