@@ -34,8 +34,7 @@ def tokens(batch, height, width):
 
 def tokens_and_conditions(batch, height, width):
     grids = torch.randint(7, (batch, 11))
-    values = torch.randint(3, (batch,)), grids, torch.rand(batch, 2), torch.zeros(batch, 1, dtype=torch.int64)
-    return (*tokens(batch, height, width), values)
+    return (*tokens(batch, height, width), (torch.randint(3, (batch,)), grids, torch.rand(batch, 2)))
 
 
 def build_model():

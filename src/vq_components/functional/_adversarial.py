@@ -273,8 +273,8 @@ def refuse_one_time_graph(outputs: Tensor, last_layer: Tensor) -> None:
             raise RuntimeError(
                 "The adaptive weight will need several backward passes through the graph between the last layer and "
                 "the reconstructions, but torch.compile has made that graph for a single one. Compile the last layer "
-                "apart, with last_layer.register_forward_pre_hook(torch.compiler.disable(lambda *_: None)) on its "
-                "module, or set torch._functorch.config.donated_buffer = False before the first forward."
+                "apart, by torch.compiler.disable(lambda *_: None) as its forward pre-hook, or set "
+                "torch._functorch.config.donated_buffer = False before the first forward."
             )
 
 
