@@ -1,5 +1,6 @@
 """The parts of a VQ-GAN as small, composable PyTorch modules."""
 
+from . import _serialization as _serialization
 from . import functional as functional
 from ._model import VQModel as VQModel
 from ._model import VQModelOutput as VQModelOutput

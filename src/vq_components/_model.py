@@ -84,10 +84,11 @@ class VQModel(nn.Module):
         latents: Tensor = self.quant_conv(self.encoder(images))
         return latents
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Indices ``(B, h, w)`` or ``(B, h, w, Q)`` of images ``(B, C, H, W)``; the quantizer counts nothing."""
-        return self.quantize.encode(self.features(images))
+        with torch.no_grad():  # not around the quantizer, which does the same: torch.export cannot nest the two
+            latents = self.features(images)
+        return self.quantize.encode(latents)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Images of indices as :meth:`encode` gives them; in eval mode bit-equal to forward's ``reconstructions``."""

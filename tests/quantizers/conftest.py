@@ -93,6 +93,12 @@ def used(build, **settings):
     return quantizer
 
 
+@pytest.fixture(name="used")
+def used_fixture():
+    """``used(build)``: as ``build_used``, for a builder of the test's choice."""
+    return used
+
+
 @pytest.fixture(name="results")
 def results_fixture():
     """``results(quantizer, z, mask)``: output and gradients of one training step, from equal random numbers."""

@@ -250,14 +250,7 @@ def _refuse_new_static_graph(outputs: Tensor, last_layer: Tensor) -> None:
     Such a wrapper sets up its synchronization in the first backward pass through its outputs, for which it puts a node
     of its own into the graph. If that pass is the internal one, which ends at the last layer, it never synchronizes.
     """
-    seen, queue = set(), deque([outputs.grad_fn])
-    while queue:
-        node = queue.popleft()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node is last_layer.grad_fn or getattr(node, "variable", None) is last_layer:
-            return
+    for node in _path(outputs, last_layer):
         reference = getattr(node, "ddp_weakref", None)
         wrapper = reference() if callable(reference) else None
         if getattr(wrapper, "static_graph", False):
@@ -266,4 +259,38 @@ def _refuse_new_static_graph(outputs: Tensor, last_layer: Tensor) -> None:
                 "DistributedDataParallel(static_graph=True), which would then never synchronize gradients. "
                 "Wrap the model with static_graph=False."
             )
-        queue.extend(following for following, _ in node.next_functions)
+
+
+def refuse_one_time_graph(outputs: Tensor, last_layer: Tensor) -> None:
+    """Raises if a compiled graph between the two tensors overwrites what it saved in its first backward pass.
+
+    The compiler decides so for good if no graph is kept in that pass, and then refuses the adaptive weight, which has
+    to keep it.
+    """
+    for node in _path(outputs, last_layer):
+        metadata = getattr(getattr(node, "_forward_cls", None), "metadata", None)
+        if getattr(metadata, "bw_donated_idxs", None):
+            raise RuntimeError(
+                "The adaptive weight will need several backward passes through the graph between the last layer and "
+                "the reconstructions, but torch.compile has made that graph for a single one. Compile the last layer "
+                "apart, by torch.compiler.disable(lambda *_: None) as its forward pre-hook, or set "
+                "torch._functorch.config.donated_buffer = False before the first forward."
+            )
+
+
+def _path(outputs: Tensor, last_layer: Tensor) -> list[Any]:
+    """Autograd nodes on the shortest way back from ``outputs`` to ``last_layer``; empty if there is none."""
+    before: dict[Any, Any] = {} if outputs.grad_fn is None else {outputs.grad_fn: None}
+    queue = deque(before)
+    while queue:
+        node = queue.popleft()
+        if node is last_layer.grad_fn or getattr(node, "variable", None) is last_layer:
+            path = [node]
+            while before[path[-1]] is not None:
+                path.append(before[path[-1]])
+            return path
+        for following, _ in node.next_functions:
+            if following is not None and following not in before:
+                before[following] = node
+                queue.append(following)
+    return []

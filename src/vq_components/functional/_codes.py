@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ._search import search
+from ._search import is_exporting, plain_search, search
 
 
 def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
@@ -11,7 +11,8 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
 
     ``argmin_k |z - e_k|^2``, computed as ``argmax_k (z . e_k - |e_k|^2 / 2)``: ``|z|^2`` is the same for all entries,
     and adding it would cost the precision that tells close entries apart. The scores are made in tiles, so that no
-    ``N x K`` matrix ever exists. Autocast and reduced-precision matrix products do not apply inside.
+    ``N x K`` matrix ever exists. Autocast and reduced-precision matrix products do not apply inside. A program made by
+    ``torch.export`` has plain operations instead, over 4096 entries at a time, in the precision of where it runs.
 
     Args:
         z: vectors to look up, ``(N, D)``. Half types are computed in float32, float64 stays float64.
@@ -39,11 +40,12 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
             f"Convert both with .float()."
         )
     dtype = torch.promote_types(torch.promote_types(z.dtype, codebook.dtype), torch.float32)
-    indices: Tensor = _search_operator(z.detach().to(dtype), codebook.detach().to(dtype))
+    z, codebook = z.detach().to(dtype), codebook.detach().to(dtype)
+    indices: Tensor = plain_search(z, codebook) if is_exporting() else _search_operator(z, codebook)
     return indices
 
 
-# An operator of its own: torch.compile and torch.export see one node instead of an unrolled loop over tiles.
+# An operator of its own: torch.compile sees one node instead of an unrolled loop over tiles.
 @torch.library.custom_op("vq_components::nearest_code", mutates_args=())
 def _search_operator(z: Tensor, codebook: Tensor) -> Tensor:
     return search(z, codebook)

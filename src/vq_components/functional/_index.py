@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ._search import exact_products, tile_size
+from ._search import exact_products, is_exporting, largest_product, tile_size
 
 
 def index_backprop(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -16,7 +17,8 @@ def index_backprop(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     ``sum_k o_nk e_k`` and the gradient that of ``sum_k (o_nk + p_nk - sg[p_nk]) e_k``: the index backpropagation of
     Shi et al., "Scalable Image Tokenization with Index Backpropagation Quantization" (2024). Forward and backward go
     through ``p`` in tiles, the backward by making it again, so that no ``N x K`` matrix ever exists; they take a copy
-    of the codebook and a gradient of its size.
+    of the codebook and a gradient of its size. ``torch.export`` without gradients finds plain operations instead, over
+    4096 entries at a time.
 
     Args:
         z: vectors, ``(N, D)``.
@@ -46,6 +48,9 @@ def index_backprop(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
             f"index_backprop takes float32 or float64 tensors of one dtype, but got {z.dtype} and {codebook.dtype}. "
             f"Convert both with .float()."
         )
+    if is_exporting() and not torch.is_grad_enabled():
+        indices = largest_product(z, codebook)
+        return F.embedding(indices, codebook), indices
     # A copy: the backward needs the codebook as it was, and an optimizer may have moved it by then.
     quantized, indices, _, _ = _forward_operator(z, codebook.clone())
     return quantized, indices
@@ -86,7 +91,8 @@ def _forward_operator(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tens
 
 @_forward_operator.register_fake
 def _(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(z), z.new_empty(len(z), dtype=torch.int64), z.new_empty(len(z)), torch.empty_like(z)
+    number = z.shape[0]  # len() would be a constant to the compiler
+    return torch.empty_like(z), z.new_empty(number, dtype=torch.int64), z.new_empty(number), torch.empty_like(z)
 
 
 @torch.library.custom_op("vq_components::index_backprop_backward", mutates_args=())

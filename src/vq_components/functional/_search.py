@@ -1,7 +1,7 @@
 """Search for the nearest entry: products in tiles, and the best of each tile without a second pass over it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,10 @@ from torch import Tensor
 _TILE_ON_CPU = 2**18
 _TILE_ELSEWHERE = 2**25
 _MOST_COLUMNS = 2**12
+
+# Whether torch.export or torch.onnx.export is looking: what it finds must run where this package's operators do not
+# exist. Without this function (torch before 2.7), programs contain the operators.
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def search(z: Tensor, codebook: Tensor) -> Tensor:
@@ -74,6 +78,30 @@ def _best_of_tile(z: Tensor, tile: Tensor, group: int) -> tuple[Tensor, Tensor]:
         torch.max(maxima, dim=1, out=(best[top:bottom], chosen))
         torch.add(grouped[row, :, chosen].argmax(dim=1), chosen, alpha=group, out=index[top:bottom])
     return best[:number], index[:number]
+
+
+def plain_search(z: Tensor, codebook: Tensor) -> Tensor:
+    """:func:`search` for an exporter: no loop over vectors, whose number it does not know."""
+    bias = codebook.square().sum(dim=1, keepdim=True) * -0.5
+    finite = bias.isfinite()  # as in _to_tile
+    entries = torch.cat([torch.where(finite, codebook, 0), torch.where(finite, bias, -torch.inf)], dim=1)
+    return largest_product(torch.cat([z, z.new_ones(z.shape[0], 1)], dim=1), entries)
+
+
+def largest_product(z: Tensor, entries: Tensor) -> Tensor:
+    """Which of ``entries`` ``(K, D)`` has the largest product with each of ``z`` ``(N, D)``: the first, if many.
+
+    In plain operations that any exporter knows, over one tile of entries after the other.
+    """
+    best = index = z.new_empty(0)
+    for left in range(0, entries.shape[0], _MOST_COLUMNS):
+        score, column = (z @ entries[left : left + _MOST_COLUMNS].T).max(dim=1)
+        if left == 0:
+            best, index = score, column
+        else:
+            index = torch.where(score > best, column + left, index)
+            best = torch.maximum(score, best)
+    return index
 
 
 def tile_size(device_type: str) -> int:

@@ -40,16 +40,15 @@ class VQGANLoss(nn.Module):
     perceptual module as it is; the pass leaves gradients and buffers of the first alone, and gradients of the second.
     With autograd off there is no ``lambda``: the adversarial term is then logged, and not part of the loss.
 
-    *Around it.* In ``DistributedDataParallel`` wrap the model and the discriminator, each for itself, not this module;
-    each process has its own ``lambda``. ``torch.compile`` breaks its graph around the generator's pass. Before
-    ``disc_start`` the discriminator gets no gradients at all, and ``GradScaler.step`` refuses an optimizer without any.
+    *Around it.* In ``DistributedDataParallel`` wrap model and discriminator, not this module; each process has its own
+    ``lambda``. ``torch.compile`` breaks its graph around the generator's pass; docs/how-to/compile-and-export.md says
+    what to mind. Before ``disc_start`` the discriminator gets no gradients, which ``GradScaler.step`` refuses.
 
     *The plain VQ-VAE objective* of van den Oord et al. (2017), ``-log p(x | z_q)`` and the quantizer's loss, needs no
     class: with a Gaussian ``p``, it is ``F.mse_loss(reconstructions, images) + quantizer_loss`` up to a factor.
 
     Args:
-        discriminator: images to logits of any shape, such as :class:`NLayerDiscriminator`; may be compiled or in
-            ``DistributedDataParallel``.
+        discriminator: images to logits of any shape, such as :class:`NLayerDiscriminator`; compiled or in DDP or not.
         perceptual: called as ``perceptual(images, reconstructions)``, gives ``()``, ``(B,)`` or ``(B, 1, 1, 1)``, such
             as :class:`LPIPSLoss`. May be None where ``perceptual_weight`` is 0; it is then not called.
         disc_start: first step in which the discriminator learns.
@@ -142,7 +141,7 @@ class VQGANLoss(nn.Module):
             reconstructions: what the decoder made of them, of the same shape.
             quantizer_loss: what the quantizer returned, one number. It is added with its own graph.
             last_layer: the weight of the decoder's last layer, as the forward pass used it. Before ``gen_start``, and
-                with autograd off, it is not read and may be None.
+                with autograd off, it is not needed and may be None.
             step: number of training steps before this one.
             cond: for a conditional discriminator, ``(B, C', H, W)``, given to it as further channels.
 
@@ -155,7 +154,7 @@ class VQGANLoss(nn.Module):
             ValueError: if shapes do not fit, or ``last_layer`` is frozen or not in the graph of ``reconstructions``.
             TypeError: if images are not floating point, or ``last_layer`` is no tensor though it is needed.
             RuntimeError: if ``reconstructions`` come from ``DistributedDataParallel(static_graph=True)`` before its
-                first backward pass.
+                first backward pass, or from a compiled graph that is made for a single backward pass.
         """
         self._check_inputs(images, reconstructions, cond)
         return self._generator_pass(
@@ -206,16 +205,13 @@ class VQGANLoss(nn.Module):
         """The original's call, for training code that has it: both players in one method.
 
         ``codebook_loss``, ``inputs`` and ``global_step`` are ``quantizer_loss``, ``images`` and ``step`` of
-        :meth:`generator_loss` (``optimizer_idx=0``) and :meth:`discriminator_loss` (``optimizer_idx=1``). Names in the
-        log start with ``split``.
+        :meth:`generator_loss` (``optimizer_idx=0``) and :meth:`discriminator_loss` (``optimizer_idx=1``).
 
         Returns:
-            The loss and a log under the original's names. There ``rec_loss`` is pixels and perceptual distance
-            together, weighted, like ``nll_loss``; ``d_weight`` is lambda times ``disc_weight``; ``disc_factor`` is 0
-            before ``gen_start`` and grows with the ramp; ``disc_loss`` is weighted with ``disc_factor``.
-
-        Raises:
-            ValueError: if ``optimizer_idx`` is neither 0 nor 1; and what the two methods raise.
+            The loss and a log under the original's names, each behind ``split``. There ``rec_loss`` is pixels and
+            perceptual distance together, weighted, like ``nll_loss``; ``d_weight`` is lambda times ``disc_weight``;
+            ``disc_factor`` is 0 before ``gen_start`` and grows with the ramp; ``disc_loss`` is weighted with the
+            constructor's.
         """
         if optimizer_idx not in (0, 1):
             raise ValueError(f"optimizer_idx must be 0 (generator) or 1 (discriminator), but got {optimizer_idx}.")
@@ -255,6 +251,8 @@ class VQGANLoss(nn.Module):
     ) -> LossOutput:
         if factor > 0 and torch.is_grad_enabled():
             last_layer = adversarial.check_last_layer(last_layer, reconstructions, name="reconstructions")
+        elif self.disc_factor > 0 and isinstance(last_layer, Tensor):
+            adversarial.refuse_one_time_graph(reconstructions, last_layer)  # now, and not when the generator starts
         (reconstruction, pixel, perceptual), pull = values_and_gradient(
             lambda copy: self._reconstruct(images, copy, reconstructions.dtype), reconstructions
         )

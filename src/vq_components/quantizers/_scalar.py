@@ -192,12 +192,16 @@ class LFQ(AbstractQuantizer):
         return QuantizerOutput(functional.straight_through(z, entries), indices, loss, terms)
 
     def _encode(self, z: Tensor, live: Tensor) -> Tensor:
-        bits = (z > 0).long() << torch.arange(self.dim, device=z.device)
+        bits = torch.where(z > 0, self._powers(z.device), 0)
         return torch.where(seen_vectors(z, live), bits.sum(dim=1), 0)
 
     def _decode(self, indices: Tensor) -> Tensor:
-        bits = indices[:, None] >> torch.arange(self.dim, device=indices.device) & 1
-        return (2 * bits - 1).float()
+        bits = indices[:, None] & self._powers(indices.device)
+        return (bits > 0).float() * 2 - 1
+
+    def _powers(self, device: torch.device) -> Tensor:
+        # No shifts: ONNX has none of signed integers.
+        return 2 ** torch.arange(self.dim, device=device)
 
     def extra_repr(self) -> str:
         """Settings for ``repr``."""
