@@ -1,14 +1,16 @@
 """Quality of quantizers with a large codebook, ours and others', as held-out PSNR and usage of one small autoencoder.
 
-    python tests/benchmarks/codebook_quality.py [--only NAME ...] [--codebook-size 4096] [--seeds 3] [--tune]
+    python tests/benchmarks/codebook_quality.py [--only NAME ...] [--codebook-size 4096] [--seeds 3] [--split test]
 
 Every quantizer gets the same autoencoder, crops, steps and seeds. Revival stops for the last tenth of the steps. Then
-each is evaluated on 48 batches of 16 crops: fresh ones of the training photos, and ones of photos that were held out.
-Results are kept in ``--out``, so that a run that was interrupted goes on where it stopped. ``--tune`` holds out one of
-the training photos instead of the test photos: what is chosen by its numbers has not seen the test photos.
+each is evaluated on 48 batches of crops: fresh ones of the training photos, and ones of photos that were held out.
+"Unquantized" is the held-out PSNR where the trained decoder gets the latents themselves: what is missing from it to
+the run without a quantizer is lost in training, what is missing from the PSNR to it is lost to the codebook.
+Results are kept in ``--out``, so that a run that was interrupted goes on where it stopped. ``--split`` says which
+photos are held out: what is chosen by the numbers of others than ``test`` has not seen the test photos.
 
-Photos are those inside scikit-image and scikit-learn. Peers that cannot be imported are left out, with a word: see
-requirements-peers.txt.
+Photos are those inside scikit-image, scikit-learn and matplotlib. Peers that cannot be imported are left out, with a
+word: see requirements-peers.txt.
 """
 
 import argparse
@@ -19,14 +21,14 @@ import time
 from pathlib import Path
 
 import torch
+from photos_and_networks import DIM, NETWORKS, SPLITS, Autoencoder, crops, load_photos
 from torch import nn
 from torch.nn import functional as F
 
 import vq_components as vq
 from vq_components.functional import codebook_usage, perplexity
 
-CHANNELS, DIM, CROP, BATCH = 48, 16, 64, 16
-EVALUATED, TUNING_PHOTO = 48, "astronaut"  # batches, and the photo that --tune holds out
+EVALUATED = 48  # batches
 FSQ_LEVELS = {1024: [8, 5, 5, 5], 4096: [7, 5, 5, 5, 5], 16384: [8, 8, 8, 6, 5]}  # of Mentzer et al. (2023), about K
 
 
@@ -120,92 +122,26 @@ QUANTIZERS = {
 }
 
 
-class Residual(nn.Module):
-    """Two convolutions beside an identity."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.branch = nn.Sequential(
-            nn.SiLU(), nn.Conv2d(width, width, 3, 1, 1), nn.SiLU(), nn.Conv2d(width, width, 3, 1, 1)
-        )
-
-    def forward(self, x):
-        return x + self.branch(x)
-
-
-class Autoencoder(nn.Module):
-    """Two stages of stride 2 down and up around a quantizer.
-
-    It must learn fast enough for the quantizer to be what limits it: without one it should be several dB better.
-    """
-
-    def __init__(self, quantizer):
-        super().__init__()
-        width = CHANNELS
-        self.encoder = nn.Sequential(
-            nn.Conv2d(3, width, 4, 2, 1),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 4, 2, 1),
-            Residual(width),
-            nn.Conv2d(width, DIM, 1),
-        )
-        self.decoder = nn.Sequential(
-            nn.Conv2d(DIM, width, 1),
-            Residual(width),
-            nn.ConvTranspose2d(width, width, 4, 2, 1),
-            nn.SiLU(),
-            nn.ConvTranspose2d(width, 3, 4, 2, 1),
-        )
-        self.quantizer = quantizer
-
-    def forward(self, images):
-        quantized, indices, loss = self.quantizer(self.encoder(images))
-        return self.decoder(quantized), indices, loss
-
-
-def load_photos(tune):
-    """Two lists of photos ``(3, H, W)`` in ``[-1, 1]``: to train on, and held out."""
-    from skimage import data
-    from sklearn.datasets import load_sample_images
-
-    train = {name: getattr(data, name)() for name in ("astronaut", "chelsea", "coffee", "rocket")}
-    train["motorcycle"] = data.stereo_motorcycle()[0]
-    held_out = [train.pop(TUNING_PHOTO)] if tune else load_sample_images().images
-    return [
-        [torch.from_numpy(photo.copy()).permute(2, 0, 1).float() / 127.5 - 1 for photo in photos]
-        for photos in (train.values(), held_out)
-    ]
-
-
-def crops(photos, generator):
-    """A batch of random crops, ``(16, 3, 64, 64)``; every photo is as likely as another."""
-    batch = []
-    for _ in range(BATCH):
-        photo = photos[int(torch.randint(len(photos), (), generator=generator))]
-        top, left = (int(torch.randint(side - CROP + 1, (), generator=generator)) for side in photo.shape[1:])
-        batch.append(photo[:, top : top + CROP, left : left + CROP])
-    return torch.stack(batch)
-
-
 def learning_rate(step, steps):
     """Share of the full rate: warm-up over a twentieth of the steps, then a cosine to zero."""
     warmup = max(steps // 20, 1)
     return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(step - warmup, 0) / (steps - warmup))))
 
 
-def train(make_quantizer, photos, steps, seed):
+def train(make_quantizer, photos, settings, seed):
     """The trained model and the seconds that a step took."""
     torch.manual_seed(seed)
-    model = Autoencoder(nn.Identity())
+    model = Autoencoder(settings.network, nn.Identity())
     model.quantizer = make_quantizer()  # after the autoencoder, which then starts from the same weights in each run
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    steps = settings.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
     generator = torch.Generator().manual_seed(seed)
     start = time.perf_counter()
     for step in range(steps):
         if step == steps - steps // 10:
             model.quantizer.stop_revival()
-        images = crops(photos, generator)
+        images = crops(photos, generator, settings.batch)
         reconstructions, _, loss = model(images)
         optimizer.zero_grad()
         (F.mse_loss(reconstructions, images) + loss.sum()).backward()
@@ -215,43 +151,49 @@ def train(make_quantizer, photos, steps, seed):
 
 
 @torch.no_grad()
-def evaluate(model, photos, codebook_size, seed):
-    """PSNR in dB, usage and perplexity on 48 batches of crops."""
+def evaluate(model, photos, settings, seed):
+    """PSNR in dB, the same without quantizing, usage and perplexity on 48 batches of crops."""
     model.eval()
     generator = torch.Generator().manual_seed(seed)
-    square, seen = 0.0, []
+    square, unquantized, seen = 0.0, 0.0, []
     for _ in range(EVALUATED):
-        images = crops(photos, generator)
+        images = crops(photos, generator, settings.batch)
         reconstructions, indices, _ = model(images)
         square += F.mse_loss(reconstructions.clamp(-1, 1), images).item() / EVALUATED
+        continuous = model.decoder(model.encoder(images))
+        unquantized += F.mse_loss(continuous.clamp(-1, 1), images).item() / EVALUATED
         seen.append(indices.flatten().long())
     indices = torch.cat(seen)
     return {
         "psnr": 10 * math.log10(4 / square),
-        "usage": codebook_usage(indices, codebook_size).item(),
-        "perplexity": perplexity(indices, codebook_size).item(),
+        "unquantized": 10 * math.log10(4 / unquantized),
+        "usage": codebook_usage(indices, settings.codebook_size).item(),
+        "perplexity": perplexity(indices, settings.codebook_size).item(),
     }
 
 
-def measure(make_quantizer, codebook_size, steps, seed, tune):
+def measure(make_quantizer, settings, seed):
     """One row of the table."""
-    photos, held_out = load_photos(tune)
-    model, seconds = train(make_quantizer, photos, steps, seed)
+    photos, held_out = load_photos(settings.split)
+    model, seconds = train(make_quantizer, photos, settings, seed)
     return {
         "seconds_per_step": seconds,
-        "train": evaluate(model, photos, codebook_size, 1_000_000),
-        "held_out": evaluate(model, held_out, codebook_size, 1_000_001),
+        "train": evaluate(model, photos, settings, 1_000_000),
+        "held_out": evaluate(model, held_out, settings, 1_000_001),
     }
 
 
 def report(results):
     """The table, seeds averaged."""
-    print("| K | steps | quantizer | seeds | PSNR | usage | perplexity | PSNR, train | usage, train | ms a step |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| K | steps | split | network | batch | quantizer | seeds | PSNR | unquantized | usage | perplexity "
+        "| PSNR, train | usage, train | ms a step |"
+    )
+    print("|---" * 14 + "|")
     groups = {}
     for key, row in results.items():
         groups.setdefault(tuple(key.split(" | ")[:-1]), []).append(row)
-    for (name, size, steps, *_), rows in groups.items():
+    for (name, *setting), rows in groups.items():
 
         def mean(*path, rows=rows):
             values = rows
@@ -260,9 +202,9 @@ def report(results):
             return sum(values) / len(values)
 
         print(
-            f"| {size} | {steps} | {name} | {len(rows)} | {mean('held_out', 'psnr'):.2f} dB "
-            f"| {mean('held_out', 'usage'):.1%} | {mean('held_out', 'perplexity'):.0f} "
-            f"| {mean('train', 'psnr'):.2f} dB | {mean('train', 'usage'):.1%} "
+            f"| {' | '.join(setting)} | {name} | {len(rows)} | {mean('held_out', 'psnr'):.2f} dB "
+            f"| {mean('held_out', 'unquantized'):.2f} dB | {mean('held_out', 'usage'):.1%} "
+            f"| {mean('held_out', 'perplexity'):.0f} | {mean('train', 'psnr'):.2f} dB | {mean('train', 'usage'):.1%} "
             f"| {1000 * mean('seconds_per_step'):.0f} |"
         )
 
@@ -274,13 +216,16 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--out", type=Path, default=Path("results.json"))
-    parser.add_argument("--tune", action="store_true", help=f"hold out {TUNING_PHOTO} instead of the test photos")
+    parser.add_argument("--split", choices=list(SPLITS), default="test", help="which photos are held out")
+    parser.add_argument("--network", choices=list(NETWORKS), default="residual")
+    parser.add_argument("--batch", type=int, default=16, help="crops in a batch")
     arguments = parser.parse_args()
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    size, steps = arguments.codebook_size, arguments.steps
+    size = arguments.codebook_size
+    setting = [str(getattr(arguments, name)) for name in ("codebook_size", "steps", "split", "network", "batch")]
     for seed in range(arguments.seeds):
         for name in arguments.only:
-            key = " | ".join([name, str(size), str(steps), "tune" if arguments.tune else "test", str(seed)])
+            key = " | ".join([name, *setting, str(seed)])
             if key in results:
                 continue
             try:
@@ -288,7 +233,7 @@ def main():
             except (ImportError, KeyError) as error:
                 print(f"{name} is left out: {error!r}")
                 continue
-            results[key] = measure(lambda name=name: QUANTIZERS[name](size), size, steps, seed, arguments.tune)
+            results[key] = measure(lambda name=name: QUANTIZERS[name](size), arguments, seed)
             print(key, json.dumps(results[key]), flush=True)
             partial = arguments.out.with_suffix(".partial")
             partial.write_text(json.dumps(results, indent=1))
