@@ -100,15 +100,17 @@ class Products(torch.nn.Module):
 @needs_an_exporter_that_says_so
 @pytest.mark.parametrize("search", [Search(), Products()])
 def test_the_exported_search_goes_in_tiles_and_takes_the_first_of_equals(monkeypatch, search):
-    """Several tiles, the last one incomplete, and each entry three times: within a tile and beyond."""
+    """Several tiles, the last one incomplete, with the first 14 entries twice, and some that are not finite."""
     monkeypatch.setattr(_search, "_MOST_COLUMNS", 16)
     entries = torch.randint(-8, 9, (14, 4)).float()
-    entries[3] = 0 if isinstance(search, Products) else torch.inf
-    codebook = entries.repeat(3, 1)
+    if isinstance(search, Search):
+        entries[3], entries[4] = torch.inf, torch.nan
+    codebook = torch.cat([entries, entries, torch.randint(-8, 9, (14, 4)) + 0.5])
     z = torch.randint(-8, 9, (200, 4)).float()
     program = torch.export.export(search, (z[:50], codebook), dynamic_shapes=({0: DYNAMIC}, None))
     sizes = [node.meta["val"].shape for node in program.graph.nodes if "matmul" in str(node.target)]
     assert not sizes or [size[1] for size in sizes] == [16, 16, 10]
     indices = program.module()(z, codebook)
     assert torch.equal(indices, search(z, codebook))
-    assert indices.max() < 14
+    assert not ((indices >= 14) & (indices < 28)).any()
+    assert indices.max() >= 32  # in the last tile
