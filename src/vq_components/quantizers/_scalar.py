@@ -192,7 +192,7 @@ class LFQ(AbstractQuantizer):
         return QuantizerOutput(functional.straight_through(z, entries), indices, loss, terms)
 
     def _encode(self, z: Tensor, live: Tensor) -> Tensor:
-        bits = torch.where(z > 0, self._powers(z.device), 0)
+        bits = (z > 0).long() * self._powers(z.device)
         return torch.where(seen_vectors(z, live), bits.sum(dim=1), 0)
 
     def _decode(self, indices: Tensor) -> Tensor:
