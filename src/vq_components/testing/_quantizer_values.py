@@ -1,9 +1,11 @@
 """Checks of a quantizer: which entry is chosen, and what that depends on."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ._compare import gap
+from ._compare import clone, gap
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_decode
 from ._report import require
 
@@ -250,6 +252,8 @@ def check_permutation(subject: QuantizerSubject) -> None:
 def check_not_finite(subject: QuantizerSubject) -> None:
     """Guards the codebook against one bad batch, and the range of indices.
 
+    Where a mask is offered, and results are strict, statistics must be those without the vector.
+
     Fails it::
 
         sums = one_hot.T @ z  # with a NaN in z, all sums are NaN
@@ -261,11 +265,21 @@ def check_not_finite(subject: QuantizerSubject) -> None:
             clean = subject.call_copy(module, subject.from_vectors(vectors))
             vectors = vectors.clone()
             vectors[3, 0] = bad
-            result = subject.call(module, subject.from_vectors(vectors))
             others = torch.arange(len(vectors)) != 3
+            if subject.traits.mask and subject.traits.strict and not subject.traits.stochastic:
+                _check_counts_as_masked(subject, clone(module), torch.where(others[:, None], vectors, bad), others)
+            result = subject.call(module, subject.from_vectors(vectors))
             text = gap(subject.flat(result.indices)[others], subject.flat(clean.indices)[others])
             require(not text, f"one vector with {bad}: {text} in the indices of the others")
             _check_after_bad(subject, module, result.indices, bad)
+
+
+def _check_counts_as_masked(subject: QuantizerSubject, module: Any, vectors: Tensor, others: Tensor) -> None:
+    masked = clone(module)
+    subject.call(module, subject.from_vectors(vectors))
+    subject.call(masked, subject.from_vectors(vectors), others.view(-1, *[1] * len(subject.space)))
+    text = subject.states_differ(module, masked)
+    require(not text, f"a vector that is not finite, next to the same with a mask over it: {text}")
 
 
 def _check_after_bad(subject: QuantizerSubject, module: object, indices: Tensor, bad: float) -> None:
