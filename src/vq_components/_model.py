@@ -40,7 +40,7 @@ class VQModel(nn.Module):
     Raises:
         ValueError: from the constructor, if the number of channels is not known or contradicts a network's own, or if
             the quantizer has its channels elsewhere; from a call, if images are not ``(B, C, H, W)``.
-        TypeError: from a call, if images are not floating point.
+        TypeError: from the constructor, if ``quantizer`` is none; from a call, if images are no floating point tensor.
 
     References:
         Esser, Rombach, Ommer (2021), "Taming Transformers for High-Resolution Image Synthesis". Their E is ``encoder``
@@ -62,6 +62,12 @@ class VQModel(nn.Module):
         self, encoder: nn.Module, quantizer: AbstractQuantizer, decoder: nn.Module, *, z_channels: int | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(quantizer, AbstractQuantizer):
+            came = f"the class {quantizer.__name__}" if isinstance(quantizer, type) else type(quantizer).__name__
+            raise TypeError(
+                f"VQModel takes a quantizer between encoder and decoder, but got {came}. "
+                f"Pass one, built, as VQModel(encoder, quantizer, decoder); one of your own extends AbstractQuantizer."
+            )
         if quantizer.channel_dim not in (1, -3):
             raise ValueError(
                 f"VQModel gives its quantizer latents of shape (B, C, H, W), "

@@ -1,6 +1,7 @@
 """Logits and likelihoods of images, against the transformer on a sequence put together by hand."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -165,8 +166,23 @@ def test_another_number_of_values_is_an_error(build_prior, conditions, values, c
         build_prior(*conditions)(torch.zeros(2, 4, dtype=torch.int64), values)
     assert str(error.value) == (
         f"ConditionalPrior takes a tuple of {count} values, one for each of its conditions ({names}), "
-        f"but got {came}. Pass conditions=(value, ...)."
+        f"but got {came}. {'Pass conditions=(value, ...).' if count else 'Leave conditions out.'}"
     )
+
+
+@pytest.mark.parametrize("wrong", [ClassLabel, StartToken, 3, "class"])
+def test_what_is_no_condition_is_an_error(wrong):
+    text = f"conditions are a tuple of conditions, built, but got {wrong!r}. Pass for example (ClassLabel(10),)."
+    with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+        ConditionalPrior.vocab_size(image_vocab=7, conditions=(ClassLabel(3), wrong))
+    with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+        ConditionalPrior(MinGPT(20, 12, n_layer=1, n_head=1, n_embd=4), image_vocab=7, conditions=(wrong,))
+
+
+def test_a_condition_alone_is_an_error():
+    text = "conditions are a tuple, but got ClassLabel(num_classes=3) alone. Pass (ClassLabel(num_classes=3),)."
+    with pytest.raises(TypeError, match=f"^{re.escape(text)}$"):
+        ConditionalPrior.vocab_size(image_vocab=7, conditions=ClassLabel(3))
 
 
 @pytest.mark.parametrize("shape", [(2, 0), (4,), (2, 0, 3)])

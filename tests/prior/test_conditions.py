@@ -8,6 +8,11 @@ import torch
 from vq_components import ClassLabel, Condition, Coordinates, SpatialTokens, StartToken
 
 LIKE = torch.zeros(2, 16, dtype=torch.int64)
+ADVICE = {
+    ClassLabel: "Pass one number per image; of one-hot rows it is their argmax(dim=1).",
+    SpatialTokens: "Pass one grid for each image.",
+    Coordinates: "Pass a row (down, right) for each image.",
+}
 
 
 def test_the_start_token_is_a_constant():
@@ -80,7 +85,7 @@ def test_coordinates_are_equal_bins(bins):
 def test_values_of_another_shape_are_an_error(condition, value, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
         condition.encode(value, like=LIKE)
-    assert str(error.value) == message
+    assert str(error.value) == f"{message} {ADVICE[type(condition)]}"
 
 
 @pytest.mark.parametrize("condition", [ClassLabel(5), SpatialTokens(5), Coordinates(5)])

@@ -181,7 +181,10 @@ BOOL = "allowed_tokens must be bool, True where a token may be sampled, of shape
             {"allowed_tokens": torch.zeros(7).bool()},
             "allowed_tokens must allow each sequence at least one token, but forbid all somewhere.",
         ),
-        ({"prompt": torch.zeros(2, 2, 2).long()}, "generate takes a prompt of shape (B, T), but got (2, 2, 2)."),
+        (
+            {"prompt": torch.zeros(2, 2, 2).long()},
+            "generate takes a prompt of shape (B, T), but got (2, 2, 2). Flatten a grid.",
+        ),
         (
             {"prompt": torch.zeros(3, 2).long()},
             "Sampling needs one number of sequences, from prompt, conditions, embeddings or batch_size, "

@@ -1,9 +1,11 @@
 """What sampling in windows refuses."""
 
+import re
+
 import pytest
 import torch
 
-from vq_components import ClassLabel, Coordinates, SpatialTokens, StartToken, generate_windows
+from vq_components import ClassLabel, Coordinates, SpatialTokens, StartToken, generate, generate_windows
 
 LABELS = torch.tensor([0, 2])
 SIZES = {"grid": (4, 6), "window": (3, 3), "batch_size": 2}
@@ -63,7 +65,7 @@ def test_another_number_of_values_is_an_error(build_prior, conditions, values, c
     """Coordinates are left out: they follow the window."""
     assert message_of(build_prior(*conditions), conditions=values) == (
         f"ConditionalPrior takes a tuple of {count} values, one for each of its conditions ({names}), "
-        f"but got {came}. Pass conditions=(value, ...)."
+        f"but got {came}. {'Pass conditions=(value, ...).' if count else 'Leave conditions out.'}"
     )
 
 
@@ -72,7 +74,34 @@ def test_spatial_tokens_that_windows_do_not_cut_into_whole_cells_are_an_error(bu
     prior = build_prior(SpatialTokens(5), block_size=60)
     assert message_of(prior, conditions=(torch.zeros(shape).long(),)) == (
         "In windows of 3 x 3 in a grid of 4 x 6, SpatialTokens takes a grid (B, h, w) of which such a window "
-        f"covers whole cells, but got shape {shape}."
+        f"covers whole cells, but got shape {shape}. Give it for the whole grid, in its proportions."
+    )
+
+
+@pytest.mark.parametrize("name", ["grid", "window"])
+@pytest.mark.parametrize("size", [4, (4,), (4, 4, 4)])
+def test_a_size_that_is_no_pair_is_an_error(build_prior, name, size):
+    with pytest.raises(TypeError) as error:
+        generate_windows(build_prior(StartToken()), **{**SIZES, name: size})
+    assert str(error.value) == f"{name} is a pair, height and width in tokens, but got {size}. Pass {name}=(4, 4)."
+
+
+def error_of_both_samplers(prior, **settings):
+    """The TypeError of both samplers, which is the same."""
+    with pytest.raises(TypeError) as error:
+        generate_windows(prior, **SIZES, **settings)
+    with pytest.raises(TypeError, match=re.escape(str(error.value))):
+        generate(prior, max_new_tokens=2, batch_size=1, **settings)
+    return str(error.value)
+
+
+def test_a_seed_is_no_generator_and_true_is_no_progress(build_prior):
+    prior = build_prior(StartToken())
+    assert error_of_both_samplers(prior, generator=0) == (
+        "generator must be a torch.Generator, but got int. Pass torch.Generator().manual_seed(0), for example."
+    )
+    assert error_of_both_samplers(prior, progress=True) == (
+        "progress is called with the steps and returns them, but got True. Pass tqdm.tqdm, for example."
     )
 
 

@@ -86,7 +86,9 @@ def test_indices_of_another_depth_are_refused():
     for shape in [(5,), (5, 3), (2,), (5, 2, 1)]:
         with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
             Signs().decode(torch.zeros(shape, dtype=torch.int64))
-        assert str(error.value) == f"Signs decodes indices of shape (B, *space, 2), but got {shape}."
+        assert str(error.value) == (
+            f"Signs decodes indices of shape (B, *space, 2), but got {shape}. Pass them as encode returns them."
+        )
 
 
 def test_updates_reach_the_parts():

@@ -153,12 +153,16 @@ def test_a_mask_that_does_not_fit_raises(build, method):
     z = torch.randn(B, C, 5, 6)
     with pytest.raises(TypeError) as error:
         getattr(quantizer, method)(z, torch.ones(B, 5, 6))
-    assert str(error.value) == f"{name} takes a bool mask, True where a position is live, but got torch.float32."
+    assert str(error.value) == (
+        f"{name} takes a bool mask, True where a position is live, but got torch.float32. "
+        f"Convert numbers that are 1 there with .bool()."
+    )
     for shape in [(B, C, 5, 6), (B, 5), (B, 6, 5), (1, 5, 6)]:
         with pytest.raises(ValueError) as error:  # noqa: PT011
             getattr(quantizer, method)(z, torch.ones(shape, dtype=torch.bool))
         assert str(error.value) == (
-            f"{name} takes a mask in the input's shape without channels, (3, 5, 6), but got {shape}."
+            f"{name} takes a mask in the input's shape without channels, (3, 5, 6), but got {shape}. "
+            f"Expand or squeeze it."
         )
 
 
@@ -177,7 +181,9 @@ def test_indices_that_cannot_be_decoded_raise(build):
     assert str(error.value) == f"{name} takes integer indices, but got torch.float32. Convert them with .long()."
     with pytest.raises(ValueError) as error:  # noqa: PT011
         quantizer.decode(torch.tensor(3))
-    assert str(error.value) == f"{name} decodes indices of shape (B, *space), but got ()."
+    assert str(error.value) == (
+        f"{name} decodes indices of shape (B, *space), but got (). Pass them as encode returns them."
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])

@@ -92,8 +92,9 @@ def test_a_window_is_its_batches_joined_without_masked_vectors(kind):
     torch.testing.assert_close(window[:-1], expected[:-1])
     assert window.reasons == expected.reasons
     assert quantizer.health(iter(zs)).counts.sum() == 58
-    with pytest.raises(ValueError, match="shorter"):
-        quantizer.health(zs, masks[:2])
+    for wrong in (masks[:2], [*masks, masks[0]], masks[0]):
+        with pytest.raises(ValueError, match=r"^health takes one mask for each batch of latents, but got more of the"):
+            quantizer.health(zs, wrong)
 
 
 @pytest.mark.parametrize("training", [True, False])

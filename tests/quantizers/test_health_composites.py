@@ -92,6 +92,11 @@ def test_what_cannot_be_revived_is_not_advised_to(quantizer):
     assert reason == f"15 of {DEAD}take a smaller codebook."
 
 
+def test_a_summary_has_no_numbers_that_are_not_known():
+    text = str(FSQ((4, 4)).health(torch.full((600, 2), 9.0))).splitlines()[0]
+    assert text == "600 vectors, 16 entries: usage 6.2%, perplexity 1.0, 15 dead"
+
+
 def test_a_composite_is_left_as_it_was():
     quantizer = trained(ResidualQuantizer([EMAVectorQuantizer(16, 4), VectorQuantizer(16, 4)], dropout=1.0))
     quantizer.quantizers[0].eval()

@@ -127,6 +127,11 @@ def codebook_usage(indices: Tensor, codebook_size: int) -> Tensor:
 
 def check_indices(indices: Tensor, codebook_size: int, *, name: str) -> None:
     """Raises unless ``indices`` are integers in ``[-1, codebook_size)``. Values are not read while compiling."""
+    if not isinstance(indices, Tensor):
+        raise TypeError(
+            f"{name} takes a tensor of integer indices, but got {type(indices).__name__}. "
+            f"Of what a quantizer returns, pass the field indices."
+        )
     if indices.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise TypeError(f"{name} takes integer indices, but got {indices.dtype}. Convert them with .long().")
     if torch.compiler.is_compiling() or indices.numel() == 0:

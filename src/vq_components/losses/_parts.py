@@ -28,9 +28,20 @@ def as_terms(**values: Tensor) -> dict[str, Tensor]:
     return {name: value.detach().to(torch.float32, copy=True) for name, value in values.items()}
 
 
+def check_tensor(value: Tensor, *, name: str) -> Tensor:
+    """Argument ``name`` of the loss as it is; raises unless it is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor, but got {type(value).__name__}. Of what a model or quantizer returns, pass the "
+            f"field: out.reconstructions, out.loss. Without a quantizer, quantizer_loss is torch.zeros(())."
+        )
+    return value
+
+
 def check_inputs(images: Tensor, reconstructions: Tensor, cond: Tensor | None) -> None:
     """Raises unless images and reconstructions are floating point and alike, and ``cond`` fits on top of them."""
     for name, batch in (("images", images), ("reconstructions", reconstructions)):
+        check_tensor(batch, name=name)
         if not batch.is_floating_point():
             raise TypeError(
                 f"The loss compares floating-point images in [-1, 1], but {name} are {batch.dtype}. "

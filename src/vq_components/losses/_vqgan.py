@@ -15,6 +15,7 @@ from ._parts import (
     check_inputs,
     check_perceptual_weight,
     check_settings,
+    check_tensor,
     with_condition,
 )
 
@@ -152,7 +153,7 @@ class VQGANLoss(nn.Module):
 
         Raises:
             ValueError: if shapes do not fit, or ``last_layer`` is frozen or not in the graph of ``reconstructions``.
-            TypeError: if images are not floating point, or ``last_layer`` is no tensor though it is needed.
+            TypeError: if images are no floating point tensors, or the quantizer's loss or a needed layer is no tensor.
             RuntimeError: if ``reconstructions`` come from ``DistributedDataParallel(static_graph=True)`` before its
                 first backward pass, or from a compiled graph that is made for a single backward pass.
         """
@@ -268,7 +269,7 @@ class VQGANLoss(nn.Module):
                 loss, gradient = loss + share * generator, pull + share * push
         if gradient is not None:
             loss = with_gradient(loss, reconstructions, gradient)
-        quantizer = adversarial.mean(quantizer_loss)
+        quantizer = adversarial.mean(check_tensor(quantizer_loss, name="quantizer_loss"))
         terms = as_terms(pixel=pixel, perceptual=perceptual, reconstruction=reconstruction)
         terms |= as_terms(generator=generator, quantizer=quantizer, adaptive_weight=weight, logits_fake=logits)
         return LossOutput(loss + self.codebook_weight * quantizer, terms)

@@ -10,7 +10,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 def check_images(images: Tensor, *, name: str, channels: int | None = None) -> None:
-    """Raises unless ``images`` are ``(B, C, H, W)``, with ``channels`` channels if given, and floating point."""
+    """Raises unless ``images`` are ``(B, C, H, W)``, with ``channels`` channels if given, in floating point."""
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"{name} takes a tensor of images, but got {type(images).__name__}. "
+            f"Convert arrays with torch.as_tensor(...); of a loader's batch, pass the images alone."
+        )
     if images.ndim != 4:
         raise ValueError(
             f"{name} takes images of shape (B, C, H, W), but got shape {tuple(images.shape)}. "

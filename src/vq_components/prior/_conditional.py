@@ -47,7 +47,8 @@ class ConditionalPrior(nn.Module):
     Raises:
         ValueError: from the constructor, if a number is out of range or the transformer's vocabulary is too small; from
             a call, if a shape does not fit, the block is too short, or (on a CPU) a token is out of range.
-        TypeError: from a call, if tokens are not integers or a value is no tensor.
+        TypeError: from the constructor, if a condition is none; from a call, if tokens are not integers or a value is
+            no tensor.
 
     References:
         Esser, Rombach, Ommer (2021), "Taming Transformers for High-Resolution Image Synthesis": ``s`` are its ``s``,
@@ -76,6 +77,7 @@ class ConditionalPrior(nn.Module):
         condition_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        _check_conditions(conditions)
         if len(conditions) == 0:
             raise ValueError("ConditionalPrior needs something before the first token: pass StartToken() at least.")
         if image_vocab < 1:
@@ -105,6 +107,7 @@ class ConditionalPrior(nn.Module):
         *, image_vocab: int, conditions: Sequence[Condition], offset: bool = True, condition_dropout: float = 0.0
     ) -> int:
         """Number of tokens that a transformer for this prior needs; arguments as in the constructor."""
+        _check_conditions(conditions)
         sizes = [condition.vocab_size for condition in conditions]
         tokens = image_vocab + sum(sizes) if offset else max([image_vocab, *sizes])
         return tokens + (condition_dropout > 0)
@@ -152,7 +155,8 @@ class ConditionalPrior(nn.Module):
             came = "a tensor" if isinstance(conditions, Tensor) else len(conditions)
             raise ValueError(
                 f"ConditionalPrior takes a tuple of {len(given)} values, one for each of its conditions "
-                f"({names or 'none takes one'}), but got {came}. Pass conditions=(value, ...)."
+                f"({names or 'none takes one'}), but got {came}. "
+                + ("Pass conditions=(value, ...)." if given else "Leave conditions out.")
             )
         values = iter(conditions)
         parts, first = [], self.image_vocab if self.offset else 0
@@ -194,6 +198,18 @@ class ConditionalPrior(nn.Module):
             return tokens
         kept = torch.rand(tokens.shape, device=tokens.device) < self.pkeep
         return torch.where(kept, tokens, torch.randint_like(tokens, self.image_vocab))
+
+
+def _check_conditions(conditions: Sequence[Condition]) -> None:
+    """Raises unless these are conditions, built, in a sequence."""
+    if isinstance(conditions, Condition):
+        raise TypeError(f"conditions are a tuple, but got {conditions!r} alone. Pass ({conditions!r},).")
+    for condition in conditions:
+        if not isinstance(condition, Condition):
+            raise TypeError(
+                f"conditions are a tuple of conditions, built, but got {condition!r}. "
+                "Pass for example (ClassLabel(10),)."
+            )
 
 
 def _is_given(condition: Condition, window: Window | None) -> bool:

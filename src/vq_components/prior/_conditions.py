@@ -93,7 +93,10 @@ class ClassLabel(Condition):
         """Labels ``(B,)`` as tokens ``(B, 1)``."""
         labels = _value_of(self, value, like)
         if labels.shape != like.shape[:1]:
-            raise ValueError(f"ClassLabel takes labels of shape ({len(like)},), but got {tuple(labels.shape)}.")
+            raise ValueError(
+                f"ClassLabel takes labels of shape ({len(like)},), but got {tuple(labels.shape)}. "
+                "Pass one number per image; of one-hot rows it is their argmax(dim=1)."
+            )
         advice = "Number the classes from 0 on, or raise num_classes."
         check_tokens(labels, self.num_classes, name="ClassLabel", noun="labels", advice=advice)
         return labels[:, None]
@@ -131,7 +134,7 @@ class SpatialTokens(Condition):
         if tokens.ndim not in (2, 3) or len(tokens) != len(like):
             raise ValueError(
                 f"SpatialTokens takes tokens of shape ({len(like)}, h, w) or ({len(like)}, h * w), "
-                f"but got {tuple(tokens.shape)}."
+                f"but got {tuple(tokens.shape)}. Pass one grid for each image."
             )
         check_tokens(tokens, self.codebook_size, name="SpatialTokens")
         return tokens.flatten(1)
@@ -144,7 +147,7 @@ class SpatialTokens(Condition):
             raise ValueError(
                 f"In windows of {window.height} x {window.width} in a grid of {window.grid[0]} x {window.grid[1]}, "
                 f"SpatialTokens takes a grid (B, h, w) of which such a window covers whole cells, "
-                f"but got shape {tuple(tokens.shape)}."
+                f"but got shape {tuple(tokens.shape)}. Give it for the whole grid, in its proportions."
             )
         for dim, start in ((1, window.top), (2, window.left)):
             whole = window.grid[dim - 1]
@@ -186,7 +189,7 @@ class Coordinates(Condition):
         if place.shape != (len(like), 2) or not place.is_floating_point():
             raise ValueError(
                 f"Coordinates takes floating point numbers in [0, 1] of shape ({len(like)}, 2), "
-                f"but got {place.dtype} of shape {tuple(place.shape)}."
+                f"but got {place.dtype} of shape {tuple(place.shape)}. Pass a row (down, right) for each image."
             )
         # Seen where it costs no wait for the device, as for tokens.
         can_see = place.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -25,6 +25,7 @@ from ._sampling import (
     sampling_mode,
     thin_transformer,
     unpack_model,
+    with_progress,
 )
 
 
@@ -71,7 +72,8 @@ def generate(
 
     Raises:
         ValueError: if the sequence exceeds ``block_size``, an argument is not for this model, or its logits are NaN.
-        TypeError: if the model is of another class, or tokens are not integers.
+        TypeError: if the model is of another class, tokens are not integers, ``generator`` is none, or ``progress`` is
+            no function.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, guidance, allowed_tokens)
     return _generate(
@@ -109,7 +111,7 @@ def _generate(
     with sampling_mode(model):
         thin = thin_transformer(gpt, len(sequence)) if max_new_tokens > 1 else None
         reader = Reader(gpt, batch_size=len(sequence), length=first + sequence.shape[1], thin=thin)
-        for step in (progress or iter)(range(max_new_tokens)):
+        for step in with_progress(range(max_new_tokens), progress):
             logits = reader.logits(sequence[:, : known + step], embeddings)
             tokens = sampling.choose(logits[:, :vocab_size], uniform[:, step])
             sequence[:, known + step] = tokens.repeat(repeats)
@@ -120,7 +122,7 @@ def _generate(
 
 def _check_prompt(prompt: Tensor, vocab_size: int, *, name: str) -> None:
     if prompt.ndim != 2:
-        raise ValueError(f"generate takes a prompt of shape (B, T), but got {tuple(prompt.shape)}.")
+        raise ValueError(f"generate takes a prompt of shape (B, T), but got {tuple(prompt.shape)}. Flatten a grid.")
     check_tokens(prompt, vocab_size, name=name)
 
 

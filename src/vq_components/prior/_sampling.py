@@ -160,8 +160,24 @@ def check_logits(logits: Tensor) -> None:
         )
 
 
+def with_progress(steps: Sequence[Any], progress: Progress | None) -> Iterable[Any]:
+    """The steps, shown as they are taken if there is a way to."""
+    if progress is None:
+        return steps
+    if not callable(progress):
+        raise TypeError(
+            f"progress is called with the steps and returns them, but got {progress!r}. Pass tqdm.tqdm, for example."
+        )
+    return progress(steps)
+
+
 def draw_uniform(*shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """Numbers in ``[0, 1)``, drawn where the generator is."""
+    if not (generator is None or isinstance(generator, torch.Generator)):
+        raise TypeError(
+            f"generator must be a torch.Generator, but got {type(generator).__name__}. "
+            f"Pass torch.Generator().manual_seed(0), for example."
+        )
     source = device if generator is None else generator.device
     return torch.rand(shape, generator=generator, device=source).to(device)
 

@@ -27,6 +27,7 @@ from ._sampling import (
     sampling_mode,
     thin_transformer,
     unpack_model,
+    with_progress,
 )
 from ._thin import ThinTransformer
 
@@ -170,7 +171,8 @@ def generate_windows(
     Raises:
         ValueError: if window and conditions exceed ``block_size``, ``n_unmasked`` exceeds the conditions, or logits
             become NaN.
-        TypeError: if the model is of another class.
+        TypeError: if the model is of another class, a size is no pair, ``generator`` is none, or ``progress`` is no
+            function.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, guidance, allowed_tokens)
     return _generate_windows(
@@ -192,6 +194,9 @@ def _generate_windows(
     prior, gpt = unpack_model(model)
     if prior is None:
         raise TypeError("generate_windows needs a ConditionalPrior, which knows how an image starts. Wrap the MinGPT.")
+    for name, size in (("grid", grid), ("window", window)):
+        if not isinstance(size, Sequence) or len(size) != 2:
+            raise TypeError(f"{name} is a pair, height and width in tokens, but got {size!r}. Pass {name}=(4, 4).")
     if min(*grid, *window) < 1:
         raise ValueError(f"generate_windows needs positive sizes, but got grid={grid} and window={window}.")
     batch_size = find_batch_size(batch_size, None, None, conditions, default=1)
@@ -204,7 +209,7 @@ def _generate_windows(
     uniform = draw_uniform(batch_size, *grid, generator=generator, device=device)
     with sampling_mode(model):
         canvas.thin = thin_transformer(gpt, batch_size * (1 + sampling.guided))
-        for positions in (progress or iter)(plan.steps()):
+        for positions in with_progress(plan.steps(), progress):
             for (row, column), logits in canvas.logits(positions):
                 tokens[:, row, column] = sampling.choose(logits[:, : prior.image_vocab], uniform[:, row, column])
     check_logits(logits)

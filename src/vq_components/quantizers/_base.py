@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional._codes import check_indices
+from ._checks import check_index_shape, check_mask, check_vectors
 from ._health import CodebookHealth, codebook_health
 from ._schedule import Schedule, UpdateHandle
 
@@ -79,7 +80,7 @@ class AbstractQuantizer(nn.Module, ABC):
 
         Raises:
             ValueError: if the shape of ``z`` or ``mask`` does not fit.
-            TypeError: if ``z`` is not floating point or ``mask`` is not bool.
+            TypeError: if ``z`` is no floating point tensor or ``mask`` is not bool.
         """
         self._check_input(z, mask)
         flat, live = self._flatten(z, mask)
@@ -104,7 +105,7 @@ class AbstractQuantizer(nn.Module, ABC):
 
         Raises:
             ValueError: if the shape of ``z`` or ``mask`` does not fit.
-            TypeError: if ``z`` is not floating point or ``mask`` is not bool.
+            TypeError: if ``z`` is no floating point tensor or ``mask`` is not bool.
         """
         self._check_input(z, mask)
         flat, live = self._flatten(z, mask)
@@ -130,12 +131,8 @@ class AbstractQuantizer(nn.Module, ABC):
         """
         name = type(self).__name__
         depth = len(self.index_shape)
-        if indices.ndim < 1 + depth or tuple(indices.shape[indices.ndim - depth :]) != self.index_shape:
-            raise ValueError(
-                f"{name} decodes indices of shape (B, *space{''.join(f', {q}' for q in self.index_shape)}), "
-                f"but got {tuple(indices.shape)}."
-            )
         check_indices(indices, self.codebook_size, name=name)
+        check_index_shape(indices, self.index_shape, name=name)
         space = indices.shape[: indices.ndim - depth]
         flat = indices.long().reshape(-1, *self.index_shape)
         with torch.autocast(indices.device.type, enabled=False):
@@ -159,7 +156,7 @@ class AbstractQuantizer(nn.Module, ABC):
 
         Raises:
             ValueError: if a shape does not fit, or there are more batches than masks or the other way round.
-            TypeError: if latents are not floating point or a mask is not bool.
+            TypeError: if latents are no floating point tensors or a mask is not bool.
 
         Example:
             >>> from vq_components import VectorQuantizer
@@ -260,24 +257,9 @@ class AbstractQuantizer(nn.Module, ABC):
 
     def _check_input(self, z: Tensor, mask: Tensor | None) -> None:
         name = type(self).__name__
-        if not z.is_floating_point():
-            raise TypeError(f"{name} quantizes floating point vectors, but got {z.dtype}. Convert them with .float().")
-        has_channels = z.ndim >= 2 and -z.ndim <= self.channel_dim < z.ndim and z.ndim + self.channel_dim != 0
-        if not has_channels or z.shape[self.channel_dim] != self.dim:
-            raise ValueError(
-                f"{name} quantizes vectors of {self.dim} channels along dimension {self.channel_dim}, "
-                f"but got shape {tuple(z.shape)}. Build it for this number of channels, "
-                f"or pass channel_dim for another layout."
-            )
-        if mask is None:
-            return
-        if mask.dtype != torch.bool:
-            raise TypeError(f"{name} takes a bool mask, True where a position is live, but got {mask.dtype}.")
-        if mask.shape != self._space(z):
-            raise ValueError(
-                f"{name} takes a mask in the input's shape without channels, {tuple(self._space(z))}, "
-                f"but got {tuple(mask.shape)}."
-            )
+        check_vectors(z, dim=self.dim, channel_dim=self.channel_dim, name=name)
+        if mask is not None:
+            check_mask(mask, self._space(z), name=name)
 
     def _space(self, z: Tensor) -> torch.Size:
         """Shape of ``z`` without channels."""

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .. import _distributed
 from ..functional import nearest_code
-from ._revival import DeadCodeRevival
+from ._revival import DeadCodeRevival, check_revival
 from ._statistics import AverageState, CodebookState, UpdateRule, apply_pending_, as_entries, count_, look_up, start_
 
 # Buffers that are not 0 where a file holds nothing but a trained codebook.
@@ -72,6 +72,7 @@ class Codebook(nn.Module):
             )
         if init not in ("data", "uniform"):
             raise ValueError(f"init must be 'data' or 'uniform', but got {init!r}.")
+        check_revival(revival)
         self.revival = revival
         self.decay = decay
         self.eps = eps

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -60,11 +60,15 @@ class CodebookHealth(NamedTuple):
                 f"{place}{int(counts.sum())} vectors, {len(counts)} entries: "
                 f"usage {float(self.usage.flatten()[stage]):.1%}, "
                 f"perplexity {float(self.perplexity.flatten()[stage]):.1f}, "
-                f"{int(self.dead.flatten()[stage])} dead, {int(self.duplicates.flatten()[stage])} duplicates, "
-                f"error {float(self.error.flatten()[stage]):.3g} of the variance, "
-                f"norms of entries {low:.3g} / {mean:.3g} / {high:.3g}, "
-                f"of latents {nearest:.3g} / {usual:.3g} / {farthest:.3g}"
+                f"{int(self.dead.flatten()[stage])} dead"
             )
+            if not (math.isnan(mean) and math.isnan(usual)):  # else no entries are known, see above
+                lines[-1] += (
+                    f", {int(self.duplicates.flatten()[stage])} duplicates, "
+                    f"error {float(self.error.flatten()[stage]):.3g} of the variance, "
+                    f"norms of entries {low:.3g} / {mean:.3g} / {high:.3g}, "
+                    f"of latents {nearest:.3g} / {usual:.3g} / {farthest:.3g}"
+                )
         return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons or ("nothing is wrong",))])
 
 
@@ -218,9 +222,17 @@ def _watch(
 
 def _pair(
     latents: Tensor | Iterable[Tensor], mask: Tensor | Iterable[Tensor] | None
-) -> Iterable[tuple[Tensor, Tensor | None]]:
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Batches of latents with their masks."""
     batches = [latents] if isinstance(latents, Tensor) else latents
-    if mask is None:
-        return zip(batches, itertools.repeat(None), strict=False)
-    return zip(batches, [mask] if isinstance(mask, Tensor) else mask, strict=True)
+    masks = [mask] if isinstance(mask, Tensor) else mask
+    if masks is None:
+        yield from ((batch, None) for batch in batches)
+        return
+    for batch, live in itertools.zip_longest(batches, masks):
+        if batch is None or live is None:
+            raise ValueError(
+                "health takes one mask for each batch of latents, but got more of the one than of the other. "
+                "Pass an iterable of masks beside one of batches."
+            )
+        yield batch, live

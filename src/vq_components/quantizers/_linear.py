@@ -74,6 +74,7 @@ class SimVQ(AbstractQuantizer):
 
         Raises:
             ValueError: if the shape differs or a value is not finite.
+            TypeError: if it is no tensor.
         """
         check_entries(codebook, self.embedding.weight)
         self.embedding.weight.copy_(codebook)

@@ -40,3 +40,9 @@ class DeadCodeRevival:
                 f"DeadCodeRevival needs threshold and decay in [0, 1), but got threshold={self.threshold}, "
                 f"decay={self.decay}. The threshold is in shares of the fair usage 1 / K."
             )
+
+
+def check_revival(revival: DeadCodeRevival | None) -> None:
+    """Raises unless these are settings, or None for no revival."""
+    if not (revival is None or isinstance(revival, DeadCodeRevival)):
+        raise TypeError(f"revival is a DeadCodeRevival, or None for no revival, but got {revival!r}. Pass one of them.")

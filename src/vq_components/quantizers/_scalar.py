@@ -40,6 +40,7 @@ class FSQ(AbstractQuantizer):
 
     Raises:
         ValueError: if ``levels`` is empty or one is below 2, or ``channel_dim`` is 0.
+        TypeError: if ``levels`` is a number.
 
     Note:
         ``loss`` and the terms ``commitment`` and ``codebook`` are 0. A vector that is not finite gets index 0 and makes
@@ -55,6 +56,11 @@ class FSQ(AbstractQuantizer):
     """
 
     def __init__(self, levels: Sequence[int], *, channel_dim: int = 1) -> None:
+        if isinstance(levels, int):
+            raise TypeError(
+                f"FSQ takes a sequence with the number of levels of each channel, but got {levels}. "
+                f"Pass for example ({levels}, {levels}, {levels}) for three channels."
+            )
         if not levels or min(levels) < 2:
             raise ValueError(f"FSQ needs at least 2 levels for each channel, but got levels={tuple(levels)}.")
         super().__init__(len(levels), codebook_size=math.prod(levels), channel_dim=channel_dim)

@@ -11,6 +11,11 @@ from ..functional._codes import count_codes, perplexity_of_counts, usage_of_coun
 
 def check_entries(entries: Tensor, codebook: Tensor) -> None:
     """Raises unless ``entries`` can replace ``codebook``."""
+    if not isinstance(entries, Tensor):
+        raise TypeError(
+            f"set_codebook_ takes a tensor of entries, but got {type(entries).__name__}. "
+            f"Convert them with torch.as_tensor(...)."
+        )
     if entries.shape != codebook.shape:
         raise ValueError(
             f"set_codebook_ takes entries of shape {tuple(codebook.shape)}, but got {tuple(entries.shape)}."

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import functional
 from ._base import AbstractQuantizer, QuantizerOutput
 from ._codebook import Codebook
-from ._revival import DeadCodeRevival
+from ._revival import DeadCodeRevival, check_revival
 from ._statistics import as_entries
 from ._terms import check_entries, finite, mean_square, seen_vectors, usage_terms
 
@@ -22,6 +22,11 @@ class _CodebookQuantizer(AbstractQuantizer):
     """What the two vector quantizers share: everything but the loss and who moves the codebook."""
 
     def __init__(self, codebook: Codebook, *, commitment_weight: float, estimator: Estimator, channel_dim: int) -> None:
+        if not callable(estimator):
+            raise TypeError(
+                f"estimator is a function (z, entries) -> quantized, but got {estimator!r}. "
+                f"Pass for example vq_components.functional.rotate."
+            )
         size, dim = codebook.weight.shape
         super().__init__(dim, codebook_size=size, channel_dim=channel_dim)
         self.embedding = codebook
@@ -43,6 +48,7 @@ class _CodebookQuantizer(AbstractQuantizer):
 
     @revival.setter
     def revival(self, revival: DeadCodeRevival | None) -> None:
+        check_revival(revival)
         self.embedding.revival = revival
 
     def set_codebook_(self, codebook: Tensor) -> None:
@@ -56,6 +62,7 @@ class _CodebookQuantizer(AbstractQuantizer):
 
         Raises:
             ValueError: if the shape differs or a value is not finite.
+            TypeError: if it is no tensor.
         """
         check_entries(codebook, self.codebook)
         self.embedding.set_(codebook)
@@ -140,6 +147,7 @@ class VectorQuantizer(_CodebookQuantizer):
 
     Raises:
         ValueError: if a size is not positive, ``init`` or ``distance`` is unknown or ``channel_dim`` is 0.
+        TypeError: if ``estimator`` is no function or ``revival`` are no settings.
 
     Note:
         A vector that is not finite gets index 0 and enters no statistics; it makes the commitment term, hence the
@@ -210,6 +218,7 @@ class EMAVectorQuantizer(_CodebookQuantizer):
     Raises:
         ValueError: if a size is not positive, ``decay`` or ``eps`` is out of range, ``init`` or ``distance`` is unknown
             or ``channel_dim`` is 0.
+        TypeError: if ``estimator`` is no function or ``revival`` are no settings.
 
     Example:
         >>> vq = EMAVectorQuantizer(codebook_size=512, codebook_dim=64)

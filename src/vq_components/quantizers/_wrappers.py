@@ -27,6 +27,7 @@ class ProjectedQuantizer(AbstractQuantizer):
 
     Raises:
         ValueError: if ``channel_dim`` is 0.
+        TypeError: if ``quantizer`` is none.
 
     Example:
         >>> from vq_components import VectorQuantizer
@@ -39,6 +40,7 @@ class ProjectedQuantizer(AbstractQuantizer):
     _learns_from_output = True
 
     def __init__(self, quantizer: AbstractQuantizer, dim: int, *, channel_dim: int = 1) -> None:
+        _check_types([quantizer], "ProjectedQuantizer")
         super().__init__(
             dim,
             codebook_size=quantizer.codebook_size,
@@ -128,6 +130,7 @@ class ResidualQuantizer(_StagedQuantizer):
         ValueError: if there is no stage, one occurs twice, they do not fit together, or one has parameters that only
             the output's gradient trains (project around the residual quantizer, not inside); if ``dropout`` is not in
             ``[0, 1]`` or ``channel_dim`` is 0.
+        TypeError: if a stage is no quantizer, or there is one instead of a sequence.
 
     Note:
         ``terms["commitment"]`` and ``terms["codebook"]`` are sums over the stages, all others means over the stages in
@@ -221,6 +224,7 @@ class GroupedQuantizer(_StagedQuantizer):
 
     Raises:
         ValueError: if there is no quantizer, one occurs twice, or they do not fit together; if ``channel_dim`` is 0.
+        TypeError: if a part is no quantizer, or there is one instead of a sequence.
 
     Note:
         ``indices`` have the shape of ``z`` without channels, followed by ``G``; with residual quantizers as groups
@@ -262,6 +266,9 @@ class GroupedQuantizer(_StagedQuantizer):
 
 
 def _check_parts(quantizers: Sequence[AbstractQuantizer], name: str) -> None:
+    if isinstance(quantizers, AbstractQuantizer):
+        raise TypeError(f"{name} takes a sequence of quantizers, but got one. Pass a list of them.")
+    _check_types(quantizers, name)
     if not quantizers:
         raise ValueError(f"{name} needs at least one quantizer, but got none.")
     if len({id(part) for part in quantizers}) < len(quantizers):
@@ -269,6 +276,15 @@ def _check_parts(quantizers: Sequence[AbstractQuantizer], name: str) -> None:
     shapes = [(part.codebook_size, part.index_shape) for part in quantizers]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"{name} needs quantizers of one codebook_size and index_shape, but got {shapes}.")
+
+
+def _check_types(quantizers: Sequence[AbstractQuantizer], name: str) -> None:
+    for part in quantizers:
+        if not isinstance(part, AbstractQuantizer):
+            came = f"the class {part.__name__}" if isinstance(part, type) else type(part).__name__
+            raise TypeError(
+                f"{name} takes quantizers, but got {came}. Pass one, built, such as VectorQuantizer(512, 8)."
+            )
 
 
 def _common_keys(outputs: Sequence[QuantizerOutput]) -> list[str]:
