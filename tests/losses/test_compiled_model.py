@@ -16,6 +16,8 @@ STEPS = 4
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     torch.compiler.reset()
+    yield
+    torch.compiler.reset()
 
 
 def build_model(**settings):
