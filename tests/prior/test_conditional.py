@@ -185,11 +185,14 @@ def test_a_condition_alone_is_an_error():
         ConditionalPrior.vocab_size(image_vocab=7, conditions=ClassLabel(3))
 
 
-@pytest.mark.parametrize("shape", [(2, 0), (4,), (2, 0, 3)])
+@pytest.mark.parametrize("shape", [(2, 0), (4,), (2, 0, 3), (2, 2, 3, 2)])
 def test_tokens_of_another_shape_are_an_error(build_prior, shape):
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
         build_prior()(torch.zeros(shape, dtype=torch.int64), (LABELS,))
-    assert str(error.value) == f"ConditionalPrior takes tokens (B, T) or (B, h, w), but got {shape}."
+    assert str(error.value) == (
+        f"ConditionalPrior takes tokens (B, T) or (B, h, w), but got {shape}. "
+        f"Several for each position, of a residual or grouped quantizer, become a sequence by flatten(1)."
+    )
 
 
 def test_tokens_out_of_the_images_range_are_an_error(build_prior):

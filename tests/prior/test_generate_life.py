@@ -147,7 +147,7 @@ def test_a_transformers_result_and_embeddings_fit_its_block(build_gpt, embedded)
         generate(gpt, prompt, max_new_tokens=9 - embedded, **settings)
     assert str(error.value) == (
         "generate would need 13 positions, conditions included, but the model's block_size is 12. "
-        "Sample fewer tokens, or use generate_windows for larger images."
+        "Shorten the prompt or sample fewer tokens; for larger images, use generate_windows."
     )
 
 

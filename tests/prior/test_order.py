@@ -168,5 +168,6 @@ def test_tokens_of_another_size_are_an_error(method, shape):
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
         getattr(TokenOrder.raster(2, 3), method)(torch.zeros(shape))
     assert str(error.value) == (
-        f"This TokenOrder goes through a grid (2, 3) of 6 tokens, but got shape {shape}. Make one for this grid."
+        f"This TokenOrder goes through a grid (2, 3) of 6 tokens, but got shape {shape}. "
+        f"Make one for this grid; undo takes sequences (..., 6)."
     )

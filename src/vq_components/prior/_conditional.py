@@ -121,7 +121,10 @@ class ConditionalPrior(nn.Module):
             conditions: one value for each condition that takes one, in the constructor's order.
         """
         if tokens.ndim not in (2, 3) or 0 in tokens.shape[1:]:
-            raise ValueError(f"ConditionalPrior takes tokens (B, T) or (B, h, w), but got {tuple(tokens.shape)}.")
+            raise ValueError(
+                f"ConditionalPrior takes tokens (B, T) or (B, h, w), but got {tuple(tokens.shape)}. "
+                f"Several for each position, of a residual or grouped quantizer, become a sequence by flatten(1)."
+            )
         check_tokens(tokens, self.image_vocab, name="ConditionalPrior")
         tokens = tokens.flatten(1).long()
         inputs, dropped = tokens, None

@@ -152,5 +152,5 @@ def _check_length(length: int, new: int, block_size: int) -> None:
     if length > block_size:
         raise ValueError(
             f"generate would need {length} positions, conditions included, but the model's block_size is {block_size}. "
-            f"Sample fewer tokens, or use generate_windows for larger images."
+            f"Shorten the prompt or sample fewer tokens; for larger images, use generate_windows."
         )

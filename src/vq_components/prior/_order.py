@@ -73,7 +73,7 @@ class TokenOrder:
         if tokens.ndim == 0 or tokens.shape[-1] != len(indices):
             raise ValueError(
                 f"This TokenOrder goes through a grid {self.grid} of {len(indices)} tokens, but got shape "
-                f"{tuple(tokens.shape)}. Make one for this grid."
+                f"{tuple(tokens.shape)}. Make one for this grid; undo takes sequences (..., {len(indices)})."
             )
         return tokens[..., indices.to(tokens.device)]
 
