@@ -6,10 +6,15 @@ Needs the packages in requirements-peers.txt; those that are not installed are l
 that fail, with what was measured. docs/explanation/what-the-kit-finds.md explains each of them.
 """
 
+import contextlib
+import io
+import os
 import sys
 import warnings
+from pathlib import Path
 from unittest import mock
 
+import safetensors.torch
 import torch
 
 from vq_components.testing import (
@@ -82,6 +87,30 @@ def taming_subjects():
         QuantizerSubject(first, name="taming", adapter=taming, traits=beta(first, taming)),
         QuantizerSubject(second, name="taming-2", adapter=taming, traits=beta(second, taming)),
     ]
+
+
+def taming_loss_of(**settings):
+    """The original's loss, with the weights of its distance from lpips, and VGG16's from a file or random."""
+    import lpips
+    import transformers
+    from torchvision import models
+
+    with mock.patch.object(transformers, "top_k_top_p_filtering", None, create=True):
+        from taming.modules.losses import lpips as original
+        from taming.modules.losses import vqperceptual
+
+    vgg16 = models.vgg16()
+    if "VQ_COMPONENTS_VGG16" in os.environ:
+        vgg16.load_state_dict(safetensors.torch.load_file(os.environ["VQ_COMPONENTS_VGG16"]), strict=False)
+    with (
+        mock.patch.object(models, "vgg16", return_value=vgg16),
+        mock.patch.object(original.LPIPS, "load_from_pretrained"),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        loss = vqperceptual.VQLPIPSWithDiscriminator(**settings)
+    weights = torch.load(Path(lpips.__file__).parent / "weights/v0.1/vgg.pth", map_location="cpu")
+    loss.perceptual_loss.load_state_dict(weights, strict=False)
+    return loss
 
 
 def main():

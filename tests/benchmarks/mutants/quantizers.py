@@ -105,5 +105,9 @@ MUTANTS = [
      "return self.embedding(torch.where(seen[:, None], z, 0), seen, counts=self.training, apply_first=False)[0]"),
     ("encode searches rounded vectors", VECTOR, "return self.embedding.look_up(torch.where(seen[:, None], self._compared(z), 0), seen)",
      "return self.embedding.look_up(torch.where(seen[:, None], z, 0).bfloat16().float(), seen)"),
+    ("counts while frozen", VECTOR, "counts=self.training and not self.frozen", "counts=self.training"),
+    ("frozen entries get gradients", BASE, "return wide.detach() if self._frozen else wide", "return wide"),
+    ("updates while frozen", VECTOR, "apply=not self.frozen", "apply=True"),
+    ("frozen for ever", BASE, "module._frozen = False", "pass"),
     ("input normalized in place", VECTOR, "        z = self._compared(z)\n        clean", "        z.data.clamp_(-1, 1)\n        clean"),
 ]
