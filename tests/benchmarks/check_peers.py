@@ -1,4 +1,4 @@
-"""What the test kit finds in quantizers of other packages.
+"""What the test kit finds in quantizers, losses, priors and tokenizers of other packages.
 
     python tests/benchmarks/check_peers.py [NAME ...]
 
@@ -6,21 +6,36 @@ Needs the packages in requirements-peers.txt; those that are not installed are l
 that fail, with what was measured. docs/explanation/what-the-kit-finds.md explains each of them.
 """
 
+import contextlib
+import io
+import os
 import sys
 import warnings
+from pathlib import Path
 from unittest import mock
 
+import safetensors.torch
 import torch
 
 from vq_components.testing import (
     CheckFailure,
+    LossSubject,
+    LossTraits,
+    PriorSubject,
     QuantizerSubject,
     QuantizerTraits,
+    TokenizerSubject,
+    TokenizerTraits,
     checks_of,
     diffusers,
+    diffusers_tokenizer,
     taming,
+    taming_loss,
+    taming_prior,
     traits_of,
+    transformers_prior,
     vector_quantize_pytorch,
+    x_transformers_prior,
 )
 
 
@@ -32,7 +47,7 @@ def vector_quantize_pytorch_subjects():
     import vector_quantize_pytorch as peer
 
     # Its entropy is that of the batch, and its estimator is the plain one.
-    lfq = {"estimator": "straight_through", "trains_codebook": False, "batched_loss": False}
+    lfq = {"estimator": "straight_through", "trains_codebook": False}
     dead = {"kmeans_init": True, "threshold_ema_dead_code": 2}
     built = {
         "VectorQuantize": (peer.VectorQuantize(dim=8, codebook_size=16), {}),
@@ -43,7 +58,16 @@ def vector_quantize_pytorch_subjects():
         "FSQ": (peer.FSQ(levels=[5, 4, 3]), {}),
         "LFQ": (peer.LFQ(codebook_size=32, dim=5), lfq),
         "SimVQ": (peer.SimVQ(dim=8, codebook_size=16), {}),
+        "SimVQ-residual": (peer.ResidualSimVQ(dim=8, codebook_size=16, num_quantizers=2), {}),
+        "FSQ-residual": (peer.ResidualFSQ(dim=6, levels=[5, 4, 3], num_quantizers=2), {}),
         "ResidualVQ": (peer.ResidualVQ(dim=8, codebook_size=16, num_quantizers=2), {}),
+        "ResidualVQ-grouped": (peer.GroupedResidualVQ(dim=8, codebook_size=16, num_quantizers=2, groups=2), {}),
+        "VectorQuantize-projected": (peer.VectorQuantize(dim=8, codebook_size=16, codebook_dim=4), {}),
+        "VectorQuantize-heads": (peer.VectorQuantize(dim=8, codebook_size=16, heads=2), {}),
+        "VectorQuantize-by-gradient": (
+            peer.VectorQuantize(dim=8, codebook_size=16, learnable_codebook=True, ema_update=False),
+            {},
+        ),
     }
     adapter = vector_quantize_pytorch
     return [
@@ -53,9 +77,24 @@ def vector_quantize_pytorch_subjects():
 
 
 def diffusers_subjects():
+    from diffusers import VQModel
     from diffusers.models.autoencoders.vae import VectorQuantizer
 
+    model = VQModel(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        num_vq_embeddings=16,
+        norm_num_groups=8,
+    )
     return [
+        TokenizerSubject(
+            model,
+            name="diffusers-model",
+            adapter=diffusers_tokenizer,
+            traits=TokenizerTraits(image_shape=(3, 16, 16), factor=2, codebook_size=16),
+        ),
         QuantizerSubject(VectorQuantizer(16, 8, beta=0.25), name="diffusers", adapter=diffusers),
         QuantizerSubject(
             VectorQuantizer(16, 8, beta=0.25, sane_index_shape=True),
@@ -71,24 +110,99 @@ def beta(quantizer, adapter):
     return declared(quantizer, adapter, commitment_weight=0.25, codebook_weight=1.0)
 
 
-def taming_subjects():
+@contextlib.contextmanager
+def importable():
+    """The original imports a function that transformers no longer has; nothing here uses it."""
     import transformers
 
-    # The package imports a function that transformers no longer has.
     with mock.patch.object(transformers, "top_k_top_p_filtering", None, create=True):
+        yield
+
+
+def taming_subjects():
+    with importable():
+        from taming.modules.transformer.mingpt import GPT
         from taming.modules.vqvae.quantize import VectorQuantizer, VectorQuantizer2
     first, second = VectorQuantizer(16, 8, 0.25), VectorQuantizer2(16, 8, 0.25, sane_index_shape=True)
+    dropout = {"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.1}
+    gpt = {"n_layer": 2, "n_head": 2, "n_embd": 16}
     return [
         QuantizerSubject(first, name="taming", adapter=taming, traits=beta(first, taming)),
         QuantizerSubject(second, name="taming-2", adapter=taming, traits=beta(second, taming)),
+        *(taming_loss_subject(kind) for kind in ("hinge", "vanilla")),
+        PriorSubject(GPT(11, 8, **gpt), name="taming-gpt", adapter=taming_prior),
+        PriorSubject(GPT(11, 8, n_unmasked=3, **gpt), name="taming-gpt-unmasked", adapter=taming_prior),
+        PriorSubject(GPT(11, 8, **gpt, **dropout), name="taming-gpt-dropout", adapter=taming_prior),
     ]
+
+
+def taming_loss_subject(kind):
+    """The original's loss, with the weights of its distance from lpips, and VGG16's from a file, else random."""
+    import lpips
+    from torchvision import models
+
+    with importable():
+        from taming.modules.losses import lpips as original
+        from taming.modules.losses import vqperceptual
+
+    vgg16 = models.vgg16()
+    if "VQ_COMPONENTS_VGG16" in os.environ:
+        vgg16.load_state_dict(safetensors.torch.load_file(os.environ["VQ_COMPONENTS_VGG16"]), strict=False)
+    sizes = {"disc_ndf": 8, "disc_num_layers": 2}
+    weights = {"disc_factor": 0.6, "disc_weight": 0.8, "codebook_weight": 0.9, "perceptual_weight": 1.3}
+    with (
+        mock.patch.object(models, "vgg16", return_value=vgg16),
+        mock.patch.object(original.LPIPS, "load_from_pretrained"),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        loss = vqperceptual.VQLPIPSWithDiscriminator(disc_start=5, disc_loss=kind, **sizes, **weights)
+    heads = torch.load(Path(lpips.__file__).parent / "weights/v0.1/vgg.pth", map_location="cpu")
+    loss.perceptual_loss.load_state_dict(heads, strict=False)
+    traits = LossTraits(**{**vars(taming_loss.traits(loss)), "image_shape": (3, 16, 16)})
+    return LossSubject(loss, name=f"taming-loss-{kind}", adapter=taming_loss, traits=traits)
+
+
+def transformers_subjects():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 11, "n_positions": 8, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    gpt = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None, eos_token_id=None))
+    return [PriorSubject(gpt, name="transformers-gpt2", adapter=transformers_prior)]
+
+
+def x_transformers_subjects():
+    from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
+
+    layers = {"dim": 16, "depth": 2, "heads": 2, "attn_dim_head": 8}
+    built = {
+        "x-transformers": Decoder(**layers),
+        "x-transformers-rotary": Decoder(**layers, rotary_pos_emb=True),
+        "x-transformers-dropout": Decoder(**layers, attn_dropout=0.1, ff_dropout=0.1),
+    }
+    return [
+        PriorSubject(
+            AutoregressiveWrapper(TransformerWrapper(num_tokens=11, max_seq_len=8, attn_layers=decoder)),
+            name=name,
+            adapter=x_transformers_prior,
+        )
+        for name, decoder in built.items()
+    ]
+
+
+BUILDERS = [
+    taming_subjects,
+    diffusers_subjects,
+    vector_quantize_pytorch_subjects,
+    transformers_subjects,
+    x_transformers_subjects,
+]
 
 
 def main():
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     wanted = sys.argv[1:]
-    for build in (taming_subjects, diffusers_subjects, vector_quantize_pytorch_subjects):
+    for build in BUILDERS:
         try:
             subjects = build()
         except ImportError as error:
@@ -100,7 +214,8 @@ def main():
             checks, failures = checks_of(subject), []
             for check in checks.values():
                 try:
-                    check(subject)
+                    with contextlib.redirect_stdout(io.StringIO()):  # of the export, which prints what it could not do
+                        check(subject)
                 except CheckFailure as failure:
                     failures.append(failure)
             print(f"\n{subject.name}: {len(failures)} of {len(checks)} checks fail")

@@ -15,6 +15,8 @@ from ._loss_manners import check_loss_refuses as check_loss_refuses
 from ._loss_manners import check_loss_terms as check_loss_terms
 from ._loss_manners import check_perceptual_untouched as check_perceptual_untouched
 from ._loss_manners import check_without_autograd as check_without_autograd
+from ._loss_perceptual import check_perceptual_is_a_function as check_perceptual_is_a_function
+from ._loss_perceptual import check_perceptual_of_equal_images as check_perceptual_of_equal_images
 from ._loss_players import check_discriminator_leaves_generator as check_discriminator_leaves_generator
 from ._loss_players import check_discriminator_start as check_discriminator_start
 from ._loss_players import check_discriminator_tells_apart as check_discriminator_tells_apart
@@ -30,6 +32,9 @@ from ._loss_values import check_finite as check_finite
 from ._loss_values import check_generator_gradients as check_generator_gradients
 from ._loss_values import check_generator_values as check_generator_values
 from ._loss_values import check_repeatable as check_repeatable
+from ._prior_adapters import taming_prior as taming_prior
+from ._prior_adapters import transformers_prior as transformers_prior
+from ._prior_adapters import x_transformers_prior as x_transformers_prior
 from ._prior_conditional import check_conditional_noise as check_conditional_noise
 from ._prior_conditional import check_conditional_sequence as check_conditional_sequence
 from ._prior_conditional import check_windows as check_windows
@@ -66,6 +71,7 @@ from ._quantizer_adapters import QuantizerResult as QuantizerResult
 from ._quantizer_adapters import diffusers as diffusers
 from ._quantizer_adapters import taming as taming
 from ._quantizer_adapters import vector_quantize_pytorch as vector_quantize_pytorch
+from ._quantizer_freeze import check_freeze as check_freeze
 from ._quantizer_gradients import check_every_parameter_is_trained as check_every_parameter_is_trained
 from ._quantizer_gradients import check_input_gradient as check_input_gradient
 from ._quantizer_gradients import check_loss_gradients as check_loss_gradients
@@ -126,6 +132,7 @@ from ._report import CheckFailure as CheckFailure
 from ._tokenizer import TokenizerAdapter as TokenizerAdapter
 from ._tokenizer import TokenizerSubject as TokenizerSubject
 from ._tokenizer import TokenizerTraits as TokenizerTraits
+from ._tokenizer import diffusers_tokenizer as diffusers_tokenizer
 from ._tokenizer_checks import check_encode_is_pure as check_encode_is_pure
 from ._tokenizer_checks import check_image_independence as check_image_independence
 from ._tokenizer_checks import check_image_range as check_image_range

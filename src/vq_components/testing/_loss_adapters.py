@@ -145,9 +145,21 @@ def _taming_call(module: Any, scene: Scene, step: int, player: int) -> Answer:
 
 
 def _taming_traits(module: Any) -> LossTraits:
-    start = module.discriminator_iter_start if hasattr(module, "discriminator_iter_start") else module.disc_start
-    names = ("pixel_weight", "perceptual_weight", "discriminator_weight", "disc_factor", "codebook_weight")
-    return LossTraits(disc_start=start, gen_start=start, weights=tuple(name for name in names if hasattr(module, name)))
+    if not hasattr(module, "discriminator_iter_start"):
+        return LossTraits(disc_start=module.disc_start, gen_start=module.disc_start)
+    start = module.discriminator_iter_start
+    return LossTraits(
+        disc_start=start,
+        gen_start=start,
+        disc_loss="hinge" if module.disc_loss.__name__.startswith("hinge") else "vanilla",
+        weights=("pixel_weight", "perceptual_weight", "discriminator_weight", "disc_factor", "codebook_weight"),
+        pixel=module.pixel_weight,
+        perceptual=module.perceptual_weight,
+        adversarial=module.discriminator_weight,
+        factor=module.disc_factor,
+        codebook=module.codebook_weight,
+        delta=1e-4,
+    )
 
 
 taming_loss = LossAdapter(

@@ -25,7 +25,7 @@ def check_loss_terms(loss: LossSubject) -> None:
             terms["generator"] = generator
     """
     module, scene = loss.used(), loss.scene()
-    for player in (loss.adapter.generator, loss.adapter.discriminator):
+    for player in (loss.generator, loss.discriminator):
         keys = set()
         for step in (loss.traits.disc_start - 1, loss.full):
             value, terms = player(module, scene, step)
@@ -53,8 +53,8 @@ def check_without_autograd(loss: LossSubject) -> None:
     """
     module, scene = loss.used(), loss.scene()
     with torch.no_grad():
-        value, terms = loss.adapter.generator(module, scene, loss.full)
-        loss.adapter.discriminator(module, scene, loss.full)
+        value, terms = loss.generator(module, scene, loss.full)
+        loss.discriminator(module, scene, loss.full)
     require(float(terms["adaptive_weight"]) == 0, f"adaptive_weight is {float(terms['adaptive_weight']):.3g}")
     expected = terms["reconstruction"] + (loss.traits.codebook or 0.0) * terms["quantizer"]
     require(not loss.differ(value, expected), f"the loss is {float(value):.6g} instead of {float(expected):.6g}")
@@ -76,7 +76,7 @@ def check_loss_autocast(loss: LossSubject) -> None:
     value, grads = generator_grads(loss, module, scene, loss.full)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half, others = generator_grads(loss, module, scene, loss.full)
-        other, _ = loss.adapter.discriminator(module, scene, loss.full)
+        other, _ = loss.discriminator(module, scene, loss.full)
     require(bool(half.isfinite() and other.isfinite().all()), f"losses {float(half)}, {other.tolist()}")
     near = abs(float(half) - float(value)) <= 0.15 * max(abs(float(value)), 1.0)
     require(near, f"the generator's loss is {float(value):.4g}, under autocast {float(half):.4g}")
@@ -112,14 +112,14 @@ def check_loss_refuses(loss: LossSubject) -> None:
         "integer images": scene._replace(images=scene.images.to(torch.int64)),
     }
     for name, other in wrong.items():
-        for player in (loss.adapter.generator, loss.adapter.discriminator):
+        for player in (loss.generator, loss.discriminator):
             refused = _refused(lambda p=player, o=other: p(module, o, loss.full), ValueError, TypeError)
             require(refused, f"{name} are taken")
     for name, layer in {"frozen": scene.last_layer.detach(), "foreign": torch.ones(3, requires_grad=True)}.items():
         other = scene._replace(last_layer=layer)
-        refused = _refused(lambda o=other: loss.adapter.generator(module, o, loss.full), ValueError)
+        refused = _refused(lambda o=other: loss.generator(module, o, loss.full), ValueError)
         require(refused, f"a {name} last layer is taken")
-    value, _ = loss.adapter.generator(module, scene, loss.full)
+    value, _ = loss.generator(module, scene, loss.full)
     refused = _refused(lambda: torch.autograd.grad(value, scene.last_layer, create_graph=True), RuntimeError)
     require(refused, "a second derivative is given, but is not the loss's")
 
@@ -138,7 +138,7 @@ def check_perceptual_untouched(loss: LossSubject) -> None:
     """
     module, scene = loss.used(), loss.scene()
     perceptual = loss.adapter.perceptual(module)
-    value, _ = loss.adapter.generator(module, scene, loss.full)
+    value, _ = loss.generator(module, scene, loss.full)
     backward(value.reshape(()))
     named = perceptual.named_parameters() if isinstance(perceptual, nn.Module) else []
     touched = [name for name, parameter in named if parameter.grad is not None]

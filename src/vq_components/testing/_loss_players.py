@@ -9,9 +9,11 @@ from ._loss_subject import LOSS, LossSubject
 from ._report import require
 
 
-def generator_grads(subject: LossSubject, module: object, scene: Scene, step: int) -> tuple[Tensor, list[Tensor]]:
+def generator_grads(
+    subject: LossSubject, module: object, scene: Scene, step: int, *, seed: int = 1
+) -> tuple[Tensor, list[Tensor]]:
     """The generator's loss, and its gradients at the scene's leaves, zero where there is none."""
-    loss, _ = subject.adapter.generator(module, scene, step)
+    loss, _ = subject.generator(module, scene, step, seed=seed)
     loss = loss.reshape(())
     grads = torch.autograd.grad(loss, scene.leaves, retain_graph=True, allow_unused=True)
     found = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(scene.leaves, grads, strict=True)]
@@ -31,7 +33,7 @@ def check_reconstruction_pulls(loss: LossSubject) -> None:
     """
     module, scene = loss.used(), loss.scene()
     step = loss.traits.gen_start - 1
-    value, _ = loss.adapter.generator(module, scene, step)
+    value, _ = loss.generator(module, scene, step)
     (grad,) = torch.autograd.grad(value.reshape(()), scene.reconstructions, allow_unused=True)
     require(grad is not None, "no gradient at the reconstructions")
     with torch.no_grad():
@@ -81,7 +83,7 @@ def check_discriminator_tells_apart(loss: LossSubject) -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     for _ in range(20):
         optimizer.zero_grad()
-        value, _ = loss.adapter.discriminator(module, scene, loss.full)
+        value, _ = loss.discriminator(module, scene, loss.full)
         backward(value.reshape(()))
         optimizer.step()
     with torch.no_grad():
@@ -104,7 +106,7 @@ def check_generator_leaves_discriminator(loss: LossSubject) -> None:
     for module in (loss.used(), loss.fresh()):
         network, scene = loss.adapter.network(module), loss.scene()
         before, modes = state_of(network), [part.training for part in network.modules()]
-        value, _ = loss.adapter.generator(module, scene, loss.full)
+        value, _ = loss.generator(module, scene, loss.full)
         backward(value.reshape(()))
         named = dict(network.named_parameters())
         touched = [name for name, parameter in named.items() if parameter.grad is not None]
@@ -129,7 +131,7 @@ def check_discriminator_leaves_generator(loss: LossSubject) -> None:
     """
     for step in (loss.traits.disc_start - 1, loss.full):
         module, scene = loss.used(), loss.scene()
-        value, _ = loss.adapter.discriminator(module, scene, step)
+        value, _ = loss.discriminator(module, scene, step)
         if value.requires_grad:
             backward(value.reshape(()))
         leaves = ("features", "last layer", "quantizer loss")
@@ -153,7 +155,7 @@ def check_discriminator_start(loss: LossSubject) -> None:
         module, scene = loss.used(), loss.scene()
         network = loss.adapter.network(module)
         before = state_of(network)
-        value, _ = loss.adapter.discriminator(module, scene, step)
+        value, _ = loss.discriminator(module, scene, step)
         if value.requires_grad:
             backward(value.reshape(()))
         moves = any(p.grad is not None and bool(p.grad.any()) for p in network.parameters())

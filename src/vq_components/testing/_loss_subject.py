@@ -1,7 +1,8 @@
 """A loss under test: how to call both of its players, a scene to call it on, and what it should answer."""
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ._compare import clone, differ
 from ._engine import Kind
-from ._loss_adapters import LossAdapter, LossTraits, Scene, own_loss, taming_loss
+from ._loss_adapters import Answer, LossAdapter, LossTraits, Scene, own_loss, taming_loss
 
 
 class LossSubject:
@@ -86,6 +87,25 @@ class LossSubject:
         """What the discriminator is given."""
         return images if scene.cond is None else torch.cat([images, scene.cond], dim=1)
 
+    def generator(self, module: Any, scene: Scene, step: int, *, seed: int = 1) -> Answer:
+        """The generator's pass, with a known random state: what is drawn does not hide what is computed."""
+        with drawn(seed):
+            return self.adapter.generator(module, scene, step)
+
+    def discriminator(self, module: Any, scene: Scene, step: int, *, seed: int = 1) -> Answer:
+        """The discriminator's pass, likewise."""
+        with drawn(seed):
+            return self.adapter.discriminator(module, scene, step)
+
+    def distance(self, module: Any, x: Tensor, y: Tensor, *, seed: int = 1) -> Tensor:
+        """The perceptual distance of each image, ``(B,)``, likewise: 0 where there is none; a mean stands for all."""
+        perceptual = self.adapter.perceptual(module)
+        if perceptual is None:
+            return x.new_zeros(len(x))
+        with drawn(seed):
+            values: Tensor = perceptual(x, y)
+        return values.reshape(len(x), -1).mean(dim=1) if values.numel() > 1 else values.reshape(1).expand(len(x))
+
     @property
     def full(self) -> int:
         """A step in which everything is on, with its full weight."""
@@ -110,10 +130,7 @@ class LossSubject:
         x, y = scene.images, scene.reconstructions
         pixel = (x - y).abs().mean()
         network = copy.deepcopy(self.adapter.network(module)).requires_grad_(False)
-        perceptual = pixel.new_zeros(())
-        distance = self.adapter.perceptual(module)
-        if distance is not None and t.perceptual:
-            perceptual = distance(x, y).mean()
+        perceptual = self.distance(module, x, y).mean() if t.perceptual else pixel.new_zeros(())
         reconstruction = (t.pixel or 0.0) * pixel + (t.perceptual or 0.0) * perceptual
         total = reconstruction + (t.codebook or 0.0) * scene.quantizer_loss
         generator = weight = mean = pixel.new_zeros(())
@@ -154,6 +171,14 @@ class LossSubject:
         """How far two values are apart, within the tolerance."""
         scale = float(expected.detach().abs().max()) if expected.numel() else 0.0
         return differ(actual.float(), expected.float(), rtol=self.traits.rtol, atol=1e-6 + self.traits.rtol * scale)
+
+
+@contextlib.contextmanager
+def drawn(seed: int) -> Iterator[None]:
+    """A known random state, and afterwards the one of before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def as_loss(loss: Any, **options: Any) -> LossSubject:

@@ -142,11 +142,12 @@ def check_prior_loss(prior: PriorSubject) -> None:
     if prior.adapter.loss is None:
         return
     loss = prior.adapter.loss(module, tokens, values).detach()
+    shift = 1 if prior.traits.predicts_next else 0
     probability = prior.logits(module, tokens, values).detach().double().log_softmax(dim=2)
-    expected = -probability.gather(2, tokens[:, :, None]).mean()
+    expected = -probability[:, : tokens.shape[1] - shift].gather(2, tokens[:, shift:, None]).mean()
     require(not prior.differ(loss, expected), f"the loss is {float(loss):.6g} instead of {float(expected):.6g}")
-    bits = getattr(module(tokens, values), "bits_per_token", None)
-    if bits is not None:
+    if prior.traits.strict:
+        bits = module(tokens, values).bits_per_token
         wanted = float(expected) / math.log(2)
         require(abs(float(bits) - wanted) < 1e-3 * wanted, f"bits per token {float(bits):.6g} instead of {wanted:.6g}")
         require(not bits.requires_grad, "bits per token require grad")
@@ -205,6 +206,8 @@ def check_prior_training(prior: PriorSubject) -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     uniform = math.log(prior.traits.vocab_size)
-    require(abs(losses[0] - uniform) < 0.3, f"the first loss is {losses[0]:.3g}, log(vocab_size) is {uniform:.3g}")
+    # A head that starts as torch's linear layers do is a common choice, and some tenths of a nat from uniform.
+    near = 0.3 if prior.traits.strict else 1.0
+    require(abs(losses[0] - uniform) < near, f"the first loss is {losses[0]:.3g}, log(vocab_size) is {uniform:.3g}")
     last = sum(losses[-5:]) / 5
     require(last < 0.5 * uniform, f"the loss goes from {losses[0]:.3g} to {last:.3g} in {len(losses)} steps")

@@ -29,16 +29,23 @@ def check_transformer(prior: PriorSubject) -> None:
     """
     module = prior.excited()
     gpt = getattr(module, "gpt", module)
+    size = len(gpt.tok_emb.weight)
     for length in {1, 2, gpt.block_size}:
-        tokens = torch.randint(gpt.vocab_size, (3, length))
-        text = prior.differ(gpt(tokens), transformer_logits(gpt, gpt.tok_emb.weight.double()[tokens]))
+        tokens = torch.randint(size, (3, length))
+        text = prior.differ(_logits_of(gpt(tokens)), transformer_logits(gpt, gpt.tok_emb.weight.double()[tokens]))
         require(not text, f"{length} tokens: {text}")
     if gpt is module and takes_embeddings(prior):
-        tokens = torch.randint(gpt.vocab_size, (3, 4))
+        tokens = torch.randint(size, (3, 4))
         front = torch.randn(3, 2, gpt.pos_emb.shape[2])
         x = torch.cat([front.double(), gpt.tok_emb.weight.double()[tokens]], dim=1)
-        text = prior.differ(gpt(tokens, embeddings=front), transformer_logits(gpt, x))
+        text = prior.differ(_logits_of(gpt(tokens, embeddings=front)), transformer_logits(gpt, x))
         require(not text, f"with embeddings: {text}")
+
+
+def _logits_of(answer: Any) -> Tensor:
+    """Logits alone, or first of several results."""
+    logits: Tensor = answer[0] if isinstance(answer, tuple) else answer
+    return logits
 
 
 def transformer_logits(gpt: Any, x: Tensor) -> Tensor:
@@ -46,7 +53,8 @@ def transformer_logits(gpt: Any, x: Tensor) -> Tensor:
     x = x.detach() + gpt.pos_emb.detach().double()[:, : x.shape[1]]
     length, width = x.shape[1:]
     see = torch.ones(length, length).tril().bool()
-    see[: gpt.n_unmasked, : gpt.n_unmasked] = True
+    unmasked = gpt.n_unmasked if hasattr(gpt, "n_unmasked") else gpt.config.n_unmasked
+    see[:unmasked, :unmasked] = True
     for block in gpt.blocks:
         heads = block.attn.n_head
         y = _norm(x, block.ln1)

@@ -55,6 +55,7 @@ class PriorAdapter:
             ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``guidance``, ``allowed_tokens`` and ``generator``.
         settings: names of the settings that ``generate`` knows.
         windows: ``(module, grid, window, batch_size, values, settings) -> (B, H, W)``.
+        traits: ``(module) -> PriorTraits``, used where none are given.
     """
 
     logits: Callable[[Any, Tensor, Values], Tensor]
@@ -62,6 +63,7 @@ class PriorAdapter:
     generate: Callable[[Any, Tensor, int, Values, dict[str, Any]], Tensor] | None = None
     settings: tuple[str, ...] = ("temperature", "top_k", "top_p")
     windows: Callable[..., Tensor] | None = None
+    traits: Callable[[Any], PriorTraits] | None = None
 
 
 _ALL = ("temperature", "top_k", "top_p", "min_p", "guidance", "allowed_tokens", "generator")
@@ -105,6 +107,7 @@ def _own_adapter(module: Any) -> PriorAdapter:
         generate=_own_generate,
         settings=_ALL if conditional and module.condition_dropout > 0 else tuple(n for n in _ALL if n != "guidance"),
         windows=_own_windows if conditional else None,
+        traits=_own_traits,
     )
 
 
@@ -127,7 +130,7 @@ class PriorSubject:
         name: what reports and test ids call it; its class's name unless told.
         adapter: a function ``(module, tokens, values) -> logits``, or a :class:`PriorAdapter`; needed unless it is this
             package's.
-        traits: what it declares; needed unless it is a MinGPT.
+        traits: what it declares; needed unless it is a MinGPT, or the adapter knows.
         expected_failures: names of checks that must fail, each with the reason.
     """
 
@@ -145,7 +148,11 @@ class PriorSubject:
         self._source = prior
         self.name = name or type(prior).__name__
         self.adapter = adapter if isinstance(adapter, PriorAdapter) else PriorAdapter(logits=adapter)
-        self.traits = _own_traits(prior) if traits is None else traits
+        if traits is None and self.adapter.traits is not None:
+            traits = self.adapter.traits(prior)
+        if traits is None:
+            raise TypeError(f"{type(prior).__name__} does not tell its traits. Pass traits=PriorTraits(...).")
+        self.traits = traits
         self.expected_failures = dict(expected_failures or {})
 
     def fresh(self) -> Any:

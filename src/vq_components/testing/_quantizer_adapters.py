@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._quantizer_traits import QuantizerTraits
 
@@ -152,29 +152,39 @@ def _peer_traits(module: Any) -> QuantizerTraits:
     """Of vector-quantize-pytorch's classes: channels last unless told otherwise, one sequence or image dimension."""
     from_image = bool(getattr(module, "accept_image_fmap", False) or getattr(module, "channel_first", False))
     name = type(module).__name__
-    stages = getattr(module, "num_quantizers", None)
-    groups = getattr(module, "num_codebooks", 1) if getattr(module, "keep_num_codebooks_dim", False) else None
-    extra = stages if stages is not None else groups
-    size = getattr(module, "codebook_size", None)
-    learns = name in ("VectorQuantize", "ResidualVQ", "SimVQ", "ResidualSimVQ")
+    groups = getattr(module, "rvqs", None)
+    size = getattr(groups[0] if groups else module, "codebook_size", None)
+    composite = name != "VectorQuantize" or module.heads > 1
+    projects = isinstance(getattr(module, "project_in", None), nn.Linear)
+    learning = ("VectorQuantize", "ResidualVQ", "GroupedResidualVQ", "SimVQ", "ResidualSimVQ")
     return QuantizerTraits(
         dim=_peer_dim(module),
         codebook_size=int(size) if size is not None else None,
         channel_dim=1 if from_image else -1,
         space=(2,) if from_image else (1,),
-        index_shape=() if extra is None else (int(extra),),
-        composite=name != "VectorQuantize",
-        distance=_peer_distance(module),
+        index_shape=_peer_index_shape(module),
+        composite=composite,
+        distance=None if composite else _peer_distance(module),
         estimator="other",  # the rotation trick by default, or a gradient through a bound
-        trains_codebook=name != "VectorQuantize",
-        learns=learns,
-        batched_loss=name in ("VectorQuantize", "SimVQ", "ResidualVQ", "FSQ"),
+        trains_codebook=name != "VectorQuantize" or projects,
+        learns=name in learning and not projects,  # what projects back learns from the decoder alone
+        half=not projects,  # a projection runs in half precision, as all linear layers do under autocast
+        batched_loss="LFQ" not in name,  # an entropy of the batch
     )
 
 
-def _peer_distance(module: Any) -> Literal["euclidean", "cosine"] | None:
-    if type(module).__name__ != "VectorQuantize":
-        return None
+def _peer_index_shape(module: Any) -> tuple[int, ...]:
+    if getattr(module, "rvqs", None):
+        return (len(module.rvqs), *_peer_index_shape(module.rvqs[0]))
+    if getattr(module, "num_quantizers", None) is not None:
+        return (int(module.num_quantizers),)
+    if getattr(module, "keep_num_codebooks_dim", False):
+        return (int(module.num_codebooks),)
+    heads = getattr(module, "heads", 1)
+    return (int(heads),) if heads > 1 else ()
+
+
+def _peer_distance(module: Any) -> Literal["euclidean", "cosine"]:
     return "cosine" if "Cosine" in type(module._codebook).__name__ or _uses_cosine(module) else "euclidean"
 
 
@@ -187,7 +197,9 @@ def _peer_dim(module: Any) -> int:
         value = getattr(module, name, None)
         if isinstance(value, int):
             return value
-    layers = getattr(module, "layers", None) or getattr(module, "rvqs", None)
+    if isinstance(getattr(module, "project_in", None), nn.Linear):
+        return int(module.project_in.in_features)
+    layers = getattr(module, "layers", None)
     codebook = getattr(module, "frozen_codebook", None)
     if codebook is not None:
         return int(codebook.shape[-1])
@@ -200,10 +212,14 @@ def _peer_dim(module: Any) -> int:
 def _peer_call(module: Any, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     quantized, indices, *rest = module(z)
     loss = rest[0].sum() if rest else z.new_zeros(())
+    if hasattr(module, "rvqs"):  # its groups come first
+        indices = indices.movedim(0, -2)
     return quantized, indices, loss
 
 
 def _peer_decode(module: Any, indices: Tensor, shape: torch.Size) -> Tensor:
+    if hasattr(module, "rvqs"):
+        indices = indices.movedim(-2, 0)
     for name in ("get_output_from_indices", "indices_to_codes"):
         if hasattr(module, name):
             decoded: Tensor = getattr(module, name)(indices)

@@ -29,10 +29,11 @@ def check_shapes(subject: QuantizerSubject) -> None:
         return quantized, indices.flatten(), loss  # (B * H * W,) instead of (B, H, W)
     """
     traits = subject.traits
-    for space in _layouts(subject):
-        for training in (True, False):
+    for training in (True, False):
+        module = subject.started(training=training)
+        for space in _layouts(subject):
             z = subject.to_layout(torch.randn(3, *space, traits.dim))
-            result = subject.call_copy(subject.started(training=training), z)
+            result = subject.call_copy(module, z)
             where = f"for input {tuple(z.shape)}, {'training' if training else 'evaluation'}"
             expected = list(z.shape)
             expected[traits.channel_dim] = subject.dim_out

@@ -49,7 +49,7 @@ def check_checkpointing(subject: QuantizerSubject) -> None:
     cause="a branch on a value of a tensor, .item(), or a library call that the compiler cannot follow",
 )
 def check_compile(subject: QuantizerSubject) -> None:
-    """Guards torch.compile(fullgraph=True), with the backend that needs no compiler.
+    """Guards torch.compile(fullgraph=True), with backends that need no compiler.
 
     Fails it::
 
@@ -59,7 +59,11 @@ def check_compile(subject: QuantizerSubject) -> None:
         torch.compiler.reset()
         module = subject.started(training=training)
         eager = clone(module)
-        compiled = torch.compile(lambda z, module=module: tuple(subject.call(module, z)[:3]), **_COMPILER)
+        # The backward's graph, which takes most of the time, belongs to training; what evaluation computes is exported.
+        backend = "aot_eager" if training else "eager"
+        compiled = torch.compile(
+            lambda z, module=module: tuple(subject.call(module, z)[:3]), backend=backend, fullgraph=True
+        )
         for _ in range(2):
             z = subject.input(24)
             quantized, indices, loss = compiled(z)
@@ -69,9 +73,6 @@ def check_compile(subject: QuantizerSubject) -> None:
         text = subject.states_differ(module, eager)
         require(not text, f"{'training' if training else 'evaluation'}, state: {text}")
     torch.compiler.reset()
-
-
-_COMPILER: dict[str, Any] = {"backend": "aot_eager", "fullgraph": True}
 
 
 class _Call(torch.nn.Module):
@@ -97,7 +98,7 @@ def check_export(subject: QuantizerSubject) -> None:
         assert indices.max() < self.codebook_size
     """
     module, z = subject.started(training=False), subject.input(24)
-    program = torch.export.export(_Call(subject, module), (z,), strict=True)
+    program = torch.export.export(_Call(subject, module), (z,))
     quantized, indices, loss = program.module()(z)
     expected = subject.call(module, z)
     text = subject.results_differ(expected._replace(quantized=quantized, indices=indices, loss=loss), expected)

@@ -208,7 +208,7 @@ def check_batch_independence(subject: QuantizerSubject) -> None:
     """
     for training in subject.modes:
         module = subject.started(training=training)
-        z = subject.input(40) + 2.0
+        z = subject.input(20) + 2.0
         together = subject.call_copy(module, z)
         for size in (1, 7):
             parts = [subject.call_copy(module, part) for part in torch.split(z, size)]

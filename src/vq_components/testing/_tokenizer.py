@@ -64,6 +64,32 @@ def _forward(module: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return reconstructions, indices, loss
 
 
+def _diffusers_indices(module: Any, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    quantized, loss, (_, _, indices) = module.quantize(latents)
+    return quantized, indices.view(len(latents), *latents.shape[2:]), loss
+
+
+def _diffusers_forward(module: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    latents = module.encode(images).latents
+    quantized, indices, loss = _diffusers_indices(module, latents)
+    return module.decode(quantized, force_not_quantize=True).sample, indices, loss
+
+
+def _diffusers_decode(module: Any, indices: Tensor) -> Tensor:
+    shape = (*indices.shape, module.quantize.vq_embed_dim)
+    quantized = module.quantize.get_codebook_entry(indices.flatten(), shape)
+    images: Tensor = module.decode(quantized, force_not_quantize=True).sample
+    return images
+
+
+diffusers_tokenizer = TokenizerAdapter(
+    forward=_diffusers_forward,
+    encode=lambda module, images: _diffusers_indices(module, module.encode(images).latents)[1],
+    decode=_diffusers_decode,
+)
+"""For the ``VQModel`` of diffusers, whose ``encode`` returns what its ``decode`` quantizes."""
+
+
 class TokenizerSubject:
     """A tokenizer, how to use it, and what it declares.
 

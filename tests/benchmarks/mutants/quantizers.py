@@ -39,7 +39,7 @@ MUTANTS = [
      "            pass\n        indices = indices.view"),
     ("masked output not zero", BASE, "quantized = torch.where(live[:, None], quantized, 0)", "pass"),
     ("mask inverted", BASE, "live = mask.reshape(-1)", "live = ~mask.reshape(-1)"),
-    ("wrong channels accepted", BASE, "if not has_channels or z.shape[self.channel_dim] != self.dim:", "if not has_channels:"),
+    ("wrong channels accepted", "quantizers/_checks.py", "if not has_channels or z.shape[channel_dim] != dim:", "if not has_channels:"),
     ("half types searched in half", BASE, "flat = flat.to(torch.promote_types(z.dtype, torch.float32))",
      "flat = flat.to(z.dtype)"),
     ("-1 decodes to entry 0", BASE, "return torch.where((indices >= 0)[:, None], self._decode(indices.clamp(min=0)), 0)",
@@ -111,5 +111,9 @@ MUTANTS = [
      "return self.embedding(finite(z), seen, counts=self.training, apply_first=False)[0]"),
     ("encode searches rounded vectors", VECTOR, "return self.embedding.look_up(finite(self._compared(z)), seen)",
      "return self.embedding.look_up(finite(z).bfloat16().float(), seen)"),
+    ("counts while frozen", VECTOR, "counts=self.training and not self.frozen", "counts=self.training"),
+    ("frozen entries get gradients", BASE, "return wide.detach() if self._frozen else wide", "return wide"),
+    ("updates while frozen", VECTOR, "apply=not self.frozen", "apply=True"),
+    ("frozen for ever", BASE, "module._frozen = False", "pass"),
     ("input normalized in place", VECTOR, "        z = self._compared(z)\n        clean", "        z.data.clamp_(-1, 1)\n        clean"),
 ]

@@ -1,0 +1,59 @@
+"""Checks of the perceptual distance in a VQ-GAN loss."""
+
+import torch
+
+from ._loss_subject import LOSS, LossSubject
+from ._report import require
+
+
+def _has_distance(subject: LossSubject) -> bool:
+    return subject.adapter.perceptual(subject.fresh()) is not None
+
+
+@LOSS.check(
+    rule="the perceptual distance of equal images is 0, of others above it, and its gradient at equal images is finite",
+    cause="a norm without eps, dropout, or a noise layer",
+    applies=_has_distance,
+)
+def check_perceptual_of_equal_images(loss: LossSubject) -> None:
+    """Guards reconstructions that are perfect, in images that are noise, black or white.
+
+    Fails it::
+
+        unit = features / features.norm(dim=1, keepdim=True)  # 0 / 0 where features are zero
+    """
+    scene = loss.scene()
+    flat = (torch.full_like(scene.images, value) for value in (-1.0, 1.0))
+    for x in (scene.images, *flat):
+        y = x.clone().requires_grad_()
+        distance = loss.distance(loss.fresh(), x, y)
+        largest = float(distance.detach().abs().max())
+        require(largest < 1e-6, f"the distance of equal images is {largest:.3g}")
+        (grad,) = torch.autograd.grad(distance.sum(), y)
+        require(bool(grad.isfinite().all()), f"{int((~grad.isfinite()).sum())} values of its gradient are not finite")
+    least = float(loss.distance(loss.fresh(), scene.images, scene.images.flip(0)).min())
+    require(least > 0, f"the distance of different images is {least:.3g}")
+
+
+@LOSS.check(
+    rule="the perceptual distance of two images depends on nothing else: not on the mode, on chance, or on the batch",
+    cause="a frozen network that its owner's train() wakes up: dropout, or batch normalization",
+    applies=_has_distance,
+)
+def check_perceptual_is_a_function(loss: LossSubject) -> None:
+    """Guards the perceptual network's mode in a training.
+
+    Fails it::
+
+        self.perceptual = LPIPS().eval()  # and loss.train() puts it back in training mode
+    """
+    scene = loss.scene()
+    x, y = scene.images, scene.reconstructions.detach()
+    expected = loss.distance(loss.fresh().eval(), x, y)
+    for training, seed in ((True, 1), (True, 2), (False, 2)):
+        found = loss.distance(loss.fresh().train(training), x, y, seed=seed)
+        text = loss.differ(found, expected)
+        require(not text, f"{'training' if training else 'evaluation'}, compared with evaluation: {text}")
+    alone = torch.cat([loss.distance(loss.fresh().eval(), x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
+    text = loss.differ(alone.mean(), expected.mean())
+    require(not text, f"mean distance, image by image: {text}")

@@ -1,0 +1,67 @@
+"""Checks of a quantizer that can be frozen."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._compare import backward, clone, state_difference, state_of
+from ._quantizer_subject import QUANTIZER, QuantizerSubject
+from ._report import require
+
+
+def _can_freeze(subject: QuantizerSubject) -> bool:
+    module = subject.fresh()
+    return all(callable(getattr(module, name, None)) for name in ("freeze", "unfreeze"))
+
+
+def _train(subject: QuantizerSubject, module: Any, z: Tensor) -> list[str]:
+    """A training step's forward, backward and update; names of the parameters that got gradients."""
+    result = subject.call(module, z)
+    loss = (result.quantized * torch.randn_like(result.quantized)).sum() + result.loss.reshape(())
+    if loss.requires_grad:
+        backward(loss)
+    subject.update(module)
+    return [name for name, parameter in module.named_parameters() if parameter.grad is not None]
+
+
+def _input_gradient(subject: QuantizerSubject, module: Any, z: Tensor) -> Tensor:
+    z = z.clone().requires_grad_()
+    result = subject.call(module, z)
+    cotangent = torch.linspace(-1.0, 1.0, result.quantized.numel()).view(result.quantized.shape)
+    backward((result.quantized * cotangent).sum() + result.loss.reshape(()))
+    return torch.zeros_like(z) if z.grad is None else z.grad
+
+
+@QUANTIZER.check(
+    rule="frozen, a quantizer stays as it is in training and hands on the gradient; unfrozen, it learns again",
+    cause="freeze() that sets requires_grad alone: averages, starts and revivals go on",
+    applies=_can_freeze,
+)
+def check_freeze(subject: QuantizerSubject) -> None:
+    """Guards a second training on fixed tokens, at any stage of life.
+
+    Fails it::
+
+        def freeze(self):
+            self.codebook.requires_grad_(False)  # and the forward goes on counting
+    """
+    for stage, module in subject.at_stages().items():
+        subject.update(module)  # this too is remembered: that updates are called by hand
+        if stage != "fresh":
+            subject.call(module, subject.input(64))
+        z, free = subject.input(64), clone(module).eval()
+        module.freeze()
+        found = _input_gradient(subject, clone(module).eval(), z)
+        text = subject.about(found, _input_gradient(subject, free, z))
+        require(not text, f"{stage}: gradient of the input, compared with that before freezing: {text}")
+        before = state_of(module)
+        for scale in (1.0, 100.0):
+            named = _train(subject, module, (subject.input(64) * scale).requires_grad_())
+            text = state_difference(state_of(module), before)
+            require(not text, f"{stage}: {text}")
+            require(not subject.traits.strict or not named, f"{stage}: gradients at {', '.join(named[:5])}")
+        module.unfreeze()
+        named = _train(subject, module, subject.input(64).requires_grad_())
+        moved = bool(named) or bool(state_difference(state_of(module), before))
+        require(moved or not subject.traits.learns, f"{stage}: after unfreeze() nothing learns")
