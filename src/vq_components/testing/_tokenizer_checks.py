@@ -237,5 +237,5 @@ def check_tokenizer_training(model: TokenizerSubject) -> None:
             module.update_()
         errors.append(float(error.detach()))
     last = sum(errors[-5:]) / 5
-    if not last < 0.5 * errors[0]:
+    if not last < (0.5 if model.traits.strict else 0.75) * errors[0]:  # a small plain one is slower
         fail(f"the squared error goes from {errors[0]:.4g} to {last:.4g} in {len(errors)} steps")
