@@ -105,6 +105,8 @@ CASES = {
                                    + (flat - entries.detach()).square().mean()),
     "check_every_parameter_is_trained": broken(loss=lambda self, flat, e: (flat - e.detach()).square().mean()),
     "check_eval_changes_nothing": broken(forward=forward_then(count)),
+    "check_freeze": broken(forward=forward_then(averages), freeze=lambda self: self.codebook.requires_grad_(False),
+                           unfreeze=lambda self: self.codebook.requires_grad_(True)),
     "check_checkpointing": broken(forward=lambda self, z: Good.forward(self, count(self, z, z))),
     "check_micro_batches": broken(forward=forward_then(averages)),
     "check_two_processes": broken(forward=forward_then(averages)),
