@@ -12,31 +12,15 @@ All have the same networks, weights, batch and VGG16 (its file is named by the v
 requirements-peers.txt.
 """
 
-import argparse
-import contextlib
-import io
-import os
-import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
-from unittest import mock
-
-import lpips
-import safetensors.torch
 import torch
-import transformers
+from measuring import in_a_process, medians, peak_above, run_named
+from original import build_loss, import_original
 from torch import nn
-from torchvision import models
 
 import vq_components as vq
 
-transformers.top_k_top_p_filtering = None  # the original imports it; nothing here uses it
-from taming.modules.diffusionmodules.model import Decoder, Encoder  # noqa: E402
-from taming.modules.losses import lpips as original_lpips  # noqa: E402
-from taming.modules.losses import vqperceptual  # noqa: E402
-from taming.modules.vqvae.quantize import VectorQuantizer2  # noqa: E402
+networks = import_original("diffusionmodules.model")
+VectorQuantizer2 = import_original("vqvae.quantize").VectorQuantizer2
 
 SIZES = {"ch": 32, "ch_mult": (1, 2, 2), "num_res_blocks": 1, "attn_resolutions": [], "resolution": 64}
 BATCH, CODES, DIM = 8, 1024, 64
@@ -48,8 +32,8 @@ class OriginalModel(nn.Module):
     def __init__(self):
         super().__init__()
         sizes = SIZES | {"z_channels": DIM, "double_z": False}
-        self.encoder = Encoder(in_channels=3, out_ch=3, **sizes)
-        self.decoder = Decoder(in_channels=3, out_ch=3, **sizes)
+        self.encoder = networks.Encoder(in_channels=3, out_ch=3, **sizes)
+        self.decoder = networks.Decoder(in_channels=3, out_ch=3, **sizes)
         self.quantize = VectorQuantizer2(CODES, DIM, beta=0.25)
         self.quant_conv, self.post_quant_conv = nn.Conv2d(DIM, DIM, 1), nn.Conv2d(DIM, DIM, 1)
 
@@ -65,24 +49,6 @@ def our_model():
     return vq.VQModel(vq.Encoder(in_channels=3, **sizes), quantizer, vq.Decoder(out_ch=3, **sizes))
 
 
-def original_loss(ours):
-    """The original's loss with our discriminator's weights, and VGG16's from a file instead of a download."""
-    with (
-        mock.patch.object(models, "vgg16", return_value=models.vgg16()),
-        mock.patch.object(original_lpips.LPIPS, "load_from_pretrained"),
-        contextlib.redirect_stdout(io.StringIO()),
-    ):
-        loss = vqperceptual.VQLPIPSWithDiscriminator(disc_start=0)
-    loss.discriminator.load_state_dict(ours.discriminator.state_dict())
-    features = safetensors.torch.load_file(os.environ["VQ_COMPONENTS_VGG16"])
-    state = torch.load(Path(lpips.__file__).parent / "weights/v0.1/vgg.pth", map_location="cpu")
-    for key in loss.perceptual_loss.net.state_dict():
-        state[f"net.{key}"] = features["features." + key.split(".", 1)[1]]
-    missing = loss.perceptual_loss.load_state_dict(state, strict=False).missing_keys
-    assert sorted(missing) == ["scaling_layer.scale", "scaling_layer.shift"], missing
-    return loss
-
-
 class Flow:
     """One way to train: model, loss, optimizers and the batch."""
 
@@ -93,7 +59,9 @@ class Flow:
         if name.startswith("the original"):
             model = OriginalModel()
             model.load_state_dict(self.model.state_dict(), strict=False)
-            self.model, self.loss = model, original_loss(self.loss)
+            loss = build_loss(disc_start=0)
+            loss.discriminator.load_state_dict(self.loss.discriminator.state_dict())
+            self.model, self.loss = model, loss
         self.images = torch.rand(BATCH, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
         self.generator = torch.optim.Adam(self.model.parameters(), lr=1e-5)
         self.discriminator = torch.optim.Adam(self.loss.discriminator.parameters(), lr=1e-5)
@@ -131,39 +99,21 @@ NAMES = ["ours", "ours, bfloat16", "the original", "the original, shared"]
 
 
 def speed(rounds):
-    """Median seconds of a step; they take turns, so that a slower machine is slower for all."""
-    flows, times = [Flow(name) for name in NAMES], {name: [] for name in NAMES}
-    for repeat in range(rounds + 1):
-        for flow in flows:
-            start = time.perf_counter()
-            flow.step()
-            if repeat > 0:
-                times[flow.name].append(time.perf_counter() - start)
-    ours, *others = ((name, statistics.median(values)) for name, values in times.items())
+    """Seconds of a step."""
+    ours, *others = medians({name: Flow(name).step for name in NAMES}, rounds).items()
     for name, value in others:
         print(f"| step | {ours[1]:.3f} s | {name} | {value:.3f} s | {value / ours[1]:.2f} x |")
 
 
 def peak(name):
-    """MiB that three steps take above what is there before them, by the system's account of this process (Linux)."""
-    flow = Flow(name)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is there now
-    before = resident("VmRSS")
-    for _ in range(3):
-        flow.step()
-    return resident("VmHWM") - before
-
-
-def resident(key):
-    """MiB of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+    """MiB that three steps take above the models."""
+    step = Flow(name).step
+    return peak_above(lambda: [step() for _ in range(3)])
 
 
 def memory(rounds):
     """Peaks, each in a process of its own."""
-    command = [sys.executable, __file__, "--peak"]
-    ours, *others = ((name, float(subprocess.check_output([*command, name], text=True).split()[-1])) for name in NAMES)
+    ours, *others = ((name, in_a_process(peak, name)) for name in NAMES)
     for name, value in others:
         print(f"| peak memory | {ours[1]:.0f} MiB | {name} | {value:.0f} MiB | {value / ours[1]:.2f} x |")
 
@@ -190,15 +140,4 @@ def gradients(rounds):
 BENCHMARKS = {"time": speed, "memory": memory, "gradients": gradients}
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peak", choices=NAMES, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.peak:
-        print(peak(arguments.peak))
-        sys.exit()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}\n")
-    print("| what | ours | alternative | its | ratio |\n|---|---|---|---|---|")
-    for name in arguments.names or BENCHMARKS:
-        BENCHMARKS[name](arguments.rounds)
+    run_named(__doc__, BENCHMARKS, rounds=5)

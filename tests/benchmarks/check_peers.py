@@ -8,14 +8,11 @@ that fail, with what was measured. docs/explanation/what-the-kit-finds.md explai
 
 import contextlib
 import io
-import os
 import sys
 import warnings
-from pathlib import Path
-from unittest import mock
 
-import safetensors.torch
 import torch
+from original import build_loss, import_original
 
 from vq_components.testing import (
     CheckFailure,
@@ -110,20 +107,10 @@ def beta(quantizer, adapter):
     return declared(quantizer, adapter, commitment_weight=0.25, codebook_weight=1.0)
 
 
-@contextlib.contextmanager
-def importable():
-    """The original imports a function that transformers no longer has; nothing here uses it."""
-    import transformers
-
-    with mock.patch.object(transformers, "top_k_top_p_filtering", None, create=True):
-        yield
-
-
 def taming_subjects():
-    with importable():
-        from taming.modules.transformer.mingpt import GPT
-        from taming.modules.vqvae.quantize import VectorQuantizer, VectorQuantizer2
-    first, second = VectorQuantizer(16, 8, 0.25), VectorQuantizer2(16, 8, 0.25, sane_index_shape=True)
+    quantize, GPT = import_original("vqvae.quantize"), import_original("transformer.mingpt").GPT
+    first = quantize.VectorQuantizer(16, 8, 0.25)
+    second = quantize.VectorQuantizer2(16, 8, 0.25, sane_index_shape=True)
     dropout = {"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.1}
     gpt = {"n_layer": 2, "n_head": 2, "n_embd": 16}
     return [
@@ -137,27 +124,10 @@ def taming_subjects():
 
 
 def taming_loss_subject(kind):
-    """The original's loss, with the weights of its distance from lpips, and VGG16's from a file, else random."""
-    import lpips
-    from torchvision import models
-
-    with importable():
-        from taming.modules.losses import lpips as original
-        from taming.modules.losses import vqperceptual
-
-    vgg16 = models.vgg16()
-    if "VQ_COMPONENTS_VGG16" in os.environ:
-        vgg16.load_state_dict(safetensors.torch.load_file(os.environ["VQ_COMPONENTS_VGG16"]), strict=False)
+    """The original's loss with weights other than 1."""
     sizes = {"disc_ndf": 8, "disc_num_layers": 2}
     weights = {"disc_factor": 0.6, "disc_weight": 0.8, "codebook_weight": 0.9, "perceptual_weight": 1.3}
-    with (
-        mock.patch.object(models, "vgg16", return_value=vgg16),
-        mock.patch.object(original.LPIPS, "load_from_pretrained"),
-        contextlib.redirect_stdout(io.StringIO()),
-    ):
-        loss = vqperceptual.VQLPIPSWithDiscriminator(disc_start=5, disc_loss=kind, **sizes, **weights)
-    heads = torch.load(Path(lpips.__file__).parent / "weights/v0.1/vgg.pth", map_location="cpu")
-    loss.perceptual_loss.load_state_dict(heads, strict=False)
+    loss = build_loss(disc_start=5, disc_loss=kind, **sizes, **weights)
     traits = LossTraits(**{**vars(taming_loss.traits(loss)), "image_shape": (3, 16, 16)})
     return LossSubject(loss, name=f"taming-loss-{kind}", adapter=taming_loss, traits=traits)
 

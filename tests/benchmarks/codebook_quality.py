@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from original import import_original
 from photos_and_networks import DIM, NETWORKS, SPLITS, Autoencoder, crops, load_photos
 from torch import nn
 from torch.nn import functional as F
@@ -51,12 +52,7 @@ class Original(nn.Module):
 
     def __init__(self, codebook_size):
         super().__init__()
-        import transformers
-
-        transformers.top_k_top_p_filtering = None  # the package imports it; nothing here uses it
-        from taming.modules.vqvae.quantize import VectorQuantizer2
-
-        self.quantizer = VectorQuantizer2(codebook_size, DIM, beta=0.25)
+        self.quantizer = import_original("vqvae.quantize").VectorQuantizer2(codebook_size, DIM, beta=0.25)
 
     def forward(self, z):
         quantized, loss, (_, _, indices) = self.quantizer(z)

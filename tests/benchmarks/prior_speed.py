@@ -8,35 +8,19 @@ Peers are not installed with the package: ``pip install --no-deps -r tests/bench
 they import. A peer that cannot be imported is left out. Weights are random: only time is compared.
 """
 
-import argparse
-import statistics
-import sys
-import time
-
 import torch
+from measuring import medians, run_named
+from original import import_original
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import vq_components as vq
 
-sys.modules["transformers"].top_k_top_p_filtering = None  # the original imports it; nothing here uses it
-from taming.modules.transformer import mingpt as original  # noqa: E402
+original = import_original("transformer.mingpt")
 
 SMALL = {"n_layer": 8, "n_head": 8, "n_embd": 256}
 LARGE = {"n_layer": 12, "n_head": 12, "n_embd": 768}
 VOCAB = 1024
-
-
-def medians(functions, rounds):
-    """Median seconds of each function; they take turns, so that a slower machine is slower for all."""
-    times = {name: [] for name in functions}
-    for repeat in range(rounds + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if repeat > 0:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def report(title, seconds, goals):
@@ -163,11 +147,4 @@ BENCHMARKS = {
 }
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    print("| what | ours | peer | peer's | ratio | goal |\n|---|---|---|---|---|---|")
-    for name in arguments.names or BENCHMARKS:
-        BENCHMARKS[name](arguments.rounds)
+    run_named(__doc__, BENCHMARKS, rounds=5, columns="what | ours | peer | peer's | ratio | goal")

@@ -6,31 +6,17 @@ Everything in a row takes turns in one run; medians are compared. ``step`` compa
 vector-quantize-pytorch, diffusers and taming-transformers-rom1504, see requirements-peers.txt.
 """
 
-import argparse
 import importlib
-import statistics
-import subprocess
 import sys
-import time
 
 import torch
+from measuring import in_a_process, medians, peak_above, run_named
+from original import import_original
 
 import vq_components as vq
 
 SEARCHES = [(4096, 16384, 8), (4096, 16384, 256), (4096, 1024, 256), (2048, 262144, 8)]
 STEPS = [(1024, 256), (16384, 256), (16384, 8), (65536, 32)]
-
-
-def medians(functions, rounds):
-    """Median seconds of each function; they take turns, so that a slower machine is slower for all."""
-    times = {name: [] for name in functions}
-    for repeat in range(rounds + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if repeat > 0:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def report(title, seconds):
@@ -89,8 +75,7 @@ def peers(size, dim, average):
     except ImportError as error:
         print(f"left out: {error}", file=sys.stderr)
     try:
-        importlib.import_module("transformers").top_k_top_p_filtering = None  # the original imports it; unused here
-        module = importlib.import_module("taming.modules.vqvae.quantize")
+        module = import_original("vqvae.quantize")
         yield "original", module.VectorQuantizer2(size, dim, beta=0.25), lambda out: out[:2]
     except ImportError as error:
         print(f"left out: {error}", file=sys.stderr)
@@ -115,30 +100,22 @@ def step(rounds):
             report(f"training step, {kind}, N=4096, K={size}, D={dim}", medians(functions, rounds))
 
 
-MEMORY = """
-import resource, torch, vq_components as vq
-z, codebook = torch.randn(16384, 32), torch.randn(262144, 32)
-vq.functional.nearest_code(z[:64], codebook[:64])
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before = peak()
-vq.functional.nearest_code(z, codebook)
-print(f"| search, N=16384, K=262144, D=32 | {peak() - before:.0f} MiB above inputs | textbook | 16384 MiB | |")
-"""
+def peak_of_search():
+    """MiB that the search takes above its inputs."""
+    z, codebook = torch.randn(16384, 32), torch.randn(262144, 32)
+    vq.functional.nearest_code(z[:64], codebook[:64])
+    return peak_above(lambda: vq.functional.nearest_code(z, codebook))
 
 
 def memory(rounds):
-    """Peak memory of a search, by the system's account of a process of its own."""
-    subprocess.run([sys.executable, "-c", MEMORY], check=True)
+    """Peak memory of a search in a process of its own."""
+    print(
+        f"| search, N=16384, K=262144, D=32 | {in_a_process(peak_of_search):.0f} MiB above inputs "
+        f"| textbook | 16384 MiB | |"
+    )
 
 
 BENCHMARKS = {"search": search, "step": step, "memory": memory}
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--rounds", type=int, default=7)
-    arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}\n")
-    print("| what | ours | alternative | its | ratio |\n|---|---|---|---|---|")
-    for name in arguments.names or BENCHMARKS:
-        BENCHMARKS[name](arguments.rounds)
+    run_named(__doc__, BENCHMARKS, rounds=7)

@@ -7,29 +7,16 @@ Peers that are not installed (requirements-peers.txt) are left out. The scripts 
 from alternating runs, which a noisy machine disturbs less, and need no plugin.
 """
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+import quantizer_speed as speed
 import torch
 
 import vq_components as vq
 
 
-def load(name):
-    """A script of this folder as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(benchmark, function, *args):
     """Nine rounds: what takes a second need not be repeated until its mean is sharp."""
     benchmark.pedantic(function, args=args, rounds=9, warmup_rounds=1)
-
-
-speed = load("quantizer_speed")
 
 
 @pytest.mark.parametrize("way", ["ours", "textbook", "products alone"])

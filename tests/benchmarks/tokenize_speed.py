@@ -6,24 +6,19 @@ Networks and weights are the same: random ones, with a codebook that has started
 photos inside scikit-image. The original is taming-transformers-rom1504, see requirements-peers.txt.
 """
 
-import argparse
 import contextlib
-import statistics
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import torch
-import transformers
+from measuring import in_a_process, medians, peak_above, run_named
+from original import import_original
 from skimage import data
 from torch import nn
 
 import vq_components as vq
 
-transformers.top_k_top_p_filtering = None  # the original imports it; nothing here uses it
-from taming.modules.diffusionmodules.model import Encoder  # noqa: E402
-from taming.modules.vqvae.quantize import VectorQuantizer2  # noqa: E402
+Encoder = import_original("diffusionmodules.model").Encoder
+VectorQuantizer2 = import_original("vqvae.quantize").VectorQuantizer2
 
 SIZES = {"ch": 64, "ch_mult": (1, 1, 2, 2), "num_res_blocks": 2, "attn_resolutions": [], "resolution": 128}
 BATCH, CODES, DIM, SIDE = 8, 1024, 64, 128
@@ -97,15 +92,10 @@ def ways():
 
 
 def speed(rounds):
-    """Median seconds of a batch; all take turns, so that a slower machine is slower for all."""
-    functions, times = ways(), {}
-    for repeat, images in enumerate(batches(rounds + 1)):
-        for name, encode in functions.items():
-            start = time.perf_counter()
-            encode(images)
-            if repeat > 0:  # the first one compiles
-                times.setdefault(name, []).append(time.perf_counter() - start)
-    rates = {name: BATCH / statistics.median(values) for name, values in times.items()}
+    """Images a second; the first round, which does not count, compiles."""
+    images = next(batches(1))
+    seconds = medians({name: lambda encode=encode: encode(images) for name, encode in ways().items()}, rounds)
+    rates = {name: BATCH / value for name, value in seconds.items()}
     theirs = rates.pop("the original")
     for name, rate in rates.items():
         print(f"| {name} | {rate:.1f} images a second | the original | {theirs:.1f} | {rate / theirs:.2f} x |")
@@ -124,41 +114,19 @@ def tokens(rounds):
             print(f"| tokens that differ | | {name} | {share:.2%} | |")
 
 
-def resident(key):
-    """MiB of this process, by the system's account (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
-
-
 def peak(number):
     """MiB above the model that it takes to turn that many batches into tokens, which are kept."""
     model = our_model()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is there now
-    before = resident("VmRSS")
-    kept = [model.encode(images) for images in batches(number)]
-    assert len(kept) == number
-    return resident("VmHWM") - before
+    return peak_above(lambda: [model.encode(images) for images in batches(number)])
 
 
 def memory(rounds):
     """Peaks of few and of many images, each in a process of its own."""
-    command = [sys.executable, __file__, "--peak"]
-    few, many = (float(subprocess.check_output([*command, str(number)], text=True).split()[-1]) for number in (4, 32))
+    few, many = (in_a_process(peak, number) for number in (4, 32))
     print(f"| peak memory, 32 images | {few:.0f} MiB | 256 images | {many:.0f} MiB | {many / few:.2f} x |")
 
 
 BENCHMARKS = {"time": speed, "tokens": tokens, "memory": memory}
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.peak:
-        print(peak(arguments.peak))
-        sys.exit()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}\n")
-    print("| what | ours | alternative | its | ratio |\n|---|---|---|---|---|")
-    for name in arguments.names or BENCHMARKS:
-        BENCHMARKS[name](arguments.rounds)
+    run_named(__doc__, BENCHMARKS, rounds=5)
