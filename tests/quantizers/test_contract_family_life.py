@@ -54,8 +54,9 @@ def test_two_forwards_then_one_backward(build_used, update):
 
 def test_micro_batches_count_as_one_batch(build_steady):
     quantizer = build_steady()
-    quantizer(torch.randn(40, 4))
-    quantizer.update_()
+    for _ in range(3):  # one for each stage to start
+        quantizer(torch.randn(40, 4))
+        quantizer.update_()
     other = copy.deepcopy(quantizer)
     z = torch.randn(40, 4)
     quantizer(z)

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from vq_components import GroupedQuantizer, ResidualQuantizer, VectorQuantizer
+
 
 def positions(entries, vectors):
     """Where each entry occurs among the vectors, bit for bit; -1 if nowhere."""
@@ -160,3 +162,25 @@ def test_settings_that_make_no_sense_are_refused(build):
         assert str(error.value) == (
             f"A codebook needs at least one entry and one channel, but got codebook_size={size}, codebook_dim={dim}."
         )
+
+
+def test_later_stages_start_from_what_is_left_of_new_vectors(build):
+    """The stage before has just made most of its own batch zero: what is left of that is one vector, many times."""
+    quantizer = ResidualQuantizer([build(revival=None) for _ in range(4)])
+    for _ in range(4):
+        quantizer(torch.randn(24, 4))
+        quantizer.update_()
+    for stage in quantizer.quantizers:
+        assert len(stage.codebook.unique(dim=0)) == 16
+
+
+@pytest.mark.parametrize(("part", "expected"), [(ResidualQuantizer, [1, 2, 3, 4]), (GroupedQuantizer, [1, 1, 2, 2])])
+def test_nested_stages_start_in_the_order_in_which_they_compute(part, expected):
+    quantizer = ResidualQuantizer([part([VectorQuantizer(16, 4), VectorQuantizer(16, 4)]) for _ in range(2)])
+    codebooks = [stage.embedding for inner in quantizer.quantizers for stage in inner.quantizers]
+    forwards = [0] * len(codebooks)
+    for _ in range(5):
+        forwards = [n + (not codebook.started) for n, codebook in zip(forwards, codebooks, strict=True)]
+        quantizer(torch.randn(24, quantizer.dim))
+        quantizer.update_()
+    assert forwards == expected

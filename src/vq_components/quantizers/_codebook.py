@@ -32,7 +32,8 @@ class Codebook(nn.Module):
         unit_norm: whether entries are the directions of the rows of ``weight``.
 
     Attributes:
-        stage: sets apart the draws of codebooks that see the same positions, one after the other.
+        stage: updates that the start from data waits for, so that codebooks that come one after the other do not start
+            from what the one before has just left; it sets apart their draws as well.
     """
 
     weight: Tensor

@@ -46,7 +46,7 @@ class UpdateRule(NamedTuple):
     revival_threshold: float
     revival_decay: float
     unit_norm: float = 0.0  # 1: entries stand for their directions, see ``as_entries``
-    stage: float = 0.0  # sets apart the draws of codebooks that see the same positions
+    stage: float = 0.0  # place among codebooks that see the same positions: sets apart their draws and starts
 
 
 def apply_pending_(state: CodebookState, average: AverageState | None, rule: UpdateRule) -> None:
@@ -102,11 +102,12 @@ def _revive_(state: CodebookState, average: AverageState | None, dead: Tensor) -
 def start_(state: CodebookState, rule: UpdateRule, z: Tensor, live: Tensor) -> None:
     """Takes the entries from the vectors of a batch, unless they have been taken before or none is live and not zero.
 
-    With fewer vectors than entries the rest lies between pairs of vectors, a quarter of the way.
+    With fewer vectors than entries the rest lies between pairs of vectors, a quarter of the way. Stage ``n`` waits for
+    ``n`` updates: the stage before it starts from vectors of its batch, and leaves nothing of these, or little.
     """
     if _can_choose(state.started) and bool(state.started):
         return  # the same as below, without the work
-    # Zero is what the stage before leaves of the vectors that it started from: no start for the next one.
+    # Zero is what earlier stages leave of the vectors that they stand for exactly.
     keys, winners = _draw_candidates(state, rule, z, live, (z != 0).any(dim=1).to(z.dtype))
     vectors, owners = _sum_over_processes(_winning_vectors(state, z, winners))
     pool = (vectors / owners.clamp(min=1)[:, None])[keys.argsort(stable=True)]
@@ -116,7 +117,7 @@ def start_(state: CodebookState, rule: UpdateRule, z: Tensor, live: Tensor) -> N
     first = pool[entry % count.clamp(min=1)]
     second = pool[(entry + lap) % count.clamp(min=1)]
     start = torch.where((lap == 0)[:, None], first, torch.lerp(first, second, 0.25))
-    begins = ~state.started & (count > 0)
+    begins = ~state.started & (count > 0) & (state.updates >= rule.stage)
     state.weight.copy_(torch.where(begins, start, state.weight))
     state.started.logical_or_(begins)
 

@@ -42,10 +42,7 @@ class ProjectedQuantizer(AbstractQuantizer):
     def __init__(self, quantizer: AbstractQuantizer, dim: int, *, channel_dim: int = 1) -> None:
         _check_types([quantizer], "ProjectedQuantizer")
         super().__init__(
-            dim,
-            codebook_size=quantizer.codebook_size,
-            channel_dim=channel_dim,
-            index_shape=quantizer.index_shape,
+            dim, codebook_size=quantizer.codebook_size, channel_dim=channel_dim, index_shape=quantizer.index_shape
         )
         self.project_in = nn.Linear(dim, quantizer.dim)
         self.quantizer = quantizer
@@ -112,7 +109,8 @@ class ResidualQuantizer(_StagedQuantizer):
     vector quantizer of Zeghidour et al., "SoundStream" (2021), and Lee et al., "Autoregressive Image Generation using
     Residual Quantization" (2022). Each stage's loss is that of its own residual, and ``loss`` is their sum. The entries
     are detached in the residuals, so that the commitment term of every stage reaches ``z``; the gradient of the output
-    goes to ``z`` once, straight through, whatever the stages' estimators are.
+    goes to ``z`` once, straight through, whatever the stages' estimators are. Stages with ``init="data"`` start one
+    update after the other, so that none starts from what another has just left.
 
     With ``dropout``, a training forward uses, with that probability, only the first ``n`` stages, ``n`` uniform in
     ``1, ..., Q``, so that the first stages' indices alone are a coarse code (quantizer dropout, SoundStream). All
@@ -166,10 +164,12 @@ class ResidualQuantizer(_StagedQuantizer):
         dim = quantizers[0].dim
         super().__init__(quantizers, dim=dim, dim_out=dim, channel_dim=channel_dim)
         self.dropout = dropout
-        for number, stage in enumerate(quantizers):
-            for module in stage.modules():
-                if isinstance(module, Codebook):  # else all would start from the same vectors, of which nothing is left
-                    module.stage = module.stage * len(quantizers) + number
+        last = -1
+        for stage in quantizers:
+            codebooks = [module for module in stage.modules() if isinstance(module, Codebook)]
+            for codebook in codebooks:
+                codebook.stage += last + 1
+            last = max([last, *(codebook.stage for codebook in codebooks)])
 
     def _quantize(self, z: Tensor, live: Tensor) -> QuantizerOutput:
         uses = self._draw_uses(z.device)
