@@ -208,3 +208,12 @@ def test_the_gradient_is_that_of_the_forwards_own_codebook(build_started):
     quantizer(torch.randn(30, 4))  # applies what the first forward has counted
     out.loss.backward()
     torch.testing.assert_close(z.grad[0], 0.25 * 2 * (z[0] - out.quantized).detach() / z[0].numel())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_loss_has_a_second_derivative(build_started, training):
+    quantizer = build_started(commitment_weight=0.7).double().train(training)
+    z = torch.randn(12, 4, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(quantizer(z).loss, z, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), z)
+    torch.testing.assert_close(curvature, torch.full_like(z, 2 * 0.7 / z.numel()))

@@ -10,7 +10,17 @@ from torch.nn import functional as F
 from .. import _distributed
 from ..functional import nearest_code
 from ._revival import DeadCodeRevival, check_revival
-from ._statistics import AverageState, CodebookState, UpdateRule, apply_pending_, as_entries, count_, look_up, start_
+from ._statistics import (
+    AverageState,
+    CodebookState,
+    UpdateRule,
+    apply_pending_,
+    as_entries,
+    count_,
+    lengths,
+    look_up,
+    start_,
+)
 
 # Buffers that are not 0 where a file holds nothing but a trained codebook.
 _STARTED_FROM_A_FILE: dict[str, float] = {"started": 1, "usage": 1, "candidate_keys": torch.inf}
@@ -101,13 +111,18 @@ class Codebook(nn.Module):
         self.register_buffer("update_is_manual", torch.tensor(False))
         self._is_manual = False
 
-    def forward(self, z: Tensor, live: Tensor, *, counts: bool, apply_first: bool) -> tuple[Tensor, Tensor]:
-        """Indices ``(N,)`` and entries ``(N, D)`` nearest to ``z``; if ``counts``, also counts the live vectors.
+    def forward(self, z: Tensor, live: Tensor, *, counts: bool, apply_first: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices ``(N,)`` and entries ``(N, D)`` nearest to ``z``, and their distances ``(N,)``.
 
-        Vectors that are not live get index 0. A gradient of the entries reaches those rows of the codebook.
+        Vectors that are not live get index 0 and distance NaN. A gradient of the entries reaches those rows of the
+        codebook; the distances have none. If ``counts``, also counts the live vectors.
         """
-        indices = self._count_and_look_up(z, live, apply_first=apply_first) if counts else self.look_up(z, live)
-        return indices, self.entries(indices)
+        if counts:
+            indices, distances = self._count_and_look_up(z, live, apply_first=apply_first)
+            return indices, self.entries(indices), distances
+        indices = self.look_up(z, live)
+        entries = self.entries(indices)
+        return indices, entries, lengths(entries.detach().to(z.dtype) - z, live)
 
     def look_up(self, z: Tensor, live: Tensor) -> Tensor:
         """Indices ``(N,)`` of the entries nearest to ``z``, 0 where it is not live; counts nothing."""
@@ -124,10 +139,10 @@ class Codebook(nn.Module):
     # Without gradients, so that the compiler changes a parameter in place, as it does buffers: a compiled checkpoint
     # that runs again finds the codebook that its forward used, not a copy from before that forward's update.
     @torch.no_grad()
-    def _count_and_look_up(self, z: Tensor, live: Tensor, *, apply_first: bool) -> Tensor:
+    def _count_and_look_up(self, z: Tensor, live: Tensor, *, apply_first: bool) -> tuple[Tensor, Tensor]:
         self._check_whole()
         average = self._average_state()
-        indices: Tensor = _count_operator(
+        found: tuple[Tensor, Tensor] = _count_operator(
             z,
             live,
             list(self._state()),
@@ -136,7 +151,7 @@ class Codebook(nn.Module):
             apply_first and not self._is_manual,
             self.starts_from_data,
         )
-        return indices
+        return found
 
     @torch.no_grad()
     def apply_pending_(self) -> None:
@@ -236,7 +251,7 @@ class Codebook(nn.Module):
     mutates_args=("state", "average"),
     # Told, because torch before 2.6 cannot read it from the annotations.
     schema="(Tensor z, Tensor live, Tensor(a!)[] state, Tensor(b!)[] average, float[] rule, bool apply_first, "
-    "bool starts_from_data) -> Tensor",
+    "bool starts_from_data) -> (Tensor, Tensor)",
 )
 def _count_operator(
     z: Tensor,
@@ -246,7 +261,7 @@ def _count_operator(
     rule: list[float],
     apply_first: bool,
     starts_from_data: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     codebook, update_rule = CodebookState(*state), UpdateRule(*rule)
     if torch._C._current_graph_task_id() != -1:  # inside a backward
         return look_up(codebook, update_rule, z, live)
@@ -255,9 +270,9 @@ def _count_operator(
         apply_pending_(codebook, averages, update_rule)
     if starts_from_data:
         start_(codebook, update_rule, z, live)
-    indices = look_up(codebook, update_rule, z, live)
-    count_(codebook, averages, update_rule, z, live, indices)
-    return indices
+    indices, distances = look_up(codebook, update_rule, z, live)
+    count_(codebook, averages, update_rule, z, live, indices, distances)
+    return indices, distances
 
 
 @_count_operator.register_fake
@@ -269,5 +284,5 @@ def _(
     rule: list[float],
     apply_first: bool,
     starts_from_data: bool,
-) -> Tensor:
-    return z.new_empty(z.shape[0], dtype=torch.int64)
+) -> tuple[Tensor, Tensor]:
+    return z.new_empty(z.shape[0], dtype=torch.int64), z.new_empty(z.shape[0])

@@ -123,18 +123,24 @@ def start_(state: CodebookState, rule: UpdateRule, z: Tensor, live: Tensor) -> N
 
 
 def count_(
-    state: CodebookState, average: AverageState | None, rule: UpdateRule, z: Tensor, live: Tensor, indices: Tensor
+    state: CodebookState,
+    average: AverageState | None,
+    rule: UpdateRule,
+    z: Tensor,
+    live: Tensor,
+    indices: Tensor,
+    distances: Tensor,
 ) -> None:
-    """Adds a batch, of all processes, to what is pending. All of ``z`` must be finite."""
+    """Adds the live vectors of a batch, of all processes, to what is pending. They must be finite."""
     size, dim = state.weight.shape
     dtype = state.weight.dtype
     z, weight = z.to(dtype), live.to(dtype)
     parts = [torch.zeros(size, dtype=dtype, device=z.device).index_add_(0, indices, weight)]
     if average is not None:
-        parts.append(torch.zeros(size, dim, dtype=dtype, device=z.device).index_add_(0, indices, z * weight[:, None]))
+        vectors = torch.where(live[:, None], z, 0)
+        parts.append(torch.zeros(size, dim, dtype=dtype, device=z.device).index_add_(0, indices, vectors))
     if rule.revival_threshold > 0:
-        entries = as_entries(state.weight.index_select(0, indices), unit_norm=rule.unit_norm > 0)
-        distance = torch.linalg.vector_norm(z - entries, dim=1) * weight
+        distance = torch.where(live, distances, 0).to(dtype)
         parts.append(torch.zeros(size, dtype=dtype, device=z.device).index_add_(0, indices, distance))
         keys, winners = _draw_candidates(state, rule, z, live, distance.square())
         alone = _can_choose(z) and _distributed.world_size() == 1
@@ -157,11 +163,17 @@ def count_(
     state.pending_vectors.add_(counts.sum().long())
 
 
-def look_up(state: CodebookState, rule: UpdateRule, z: Tensor, live: Tensor) -> Tensor:
-    """Indices ``(N,)`` of the nearest entries, 0 where ``z`` is not live."""
+def look_up(state: CodebookState, rule: UpdateRule, z: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices ``(N,)`` of the nearest entries, 0 where ``z`` is not live, and their distances, NaN there."""
     dtype = torch.promote_types(z.dtype, state.weight.dtype)
     weight = as_entries(state.weight, unit_norm=rule.unit_norm > 0)
-    return torch.where(live, search(z.to(dtype), weight.to(dtype)), 0)
+    indices = torch.where(live, search(z.to(dtype), weight.to(dtype)), 0)
+    return indices, lengths(weight.index_select(0, indices).to(z.dtype).sub_(z), live)
+
+
+def lengths(vectors: Tensor, live: Tensor) -> Tensor:
+    """Of vectors ``(N, D)``; NaN where they are not live."""
+    return torch.where(live, torch.linalg.vector_norm(vectors, dim=1), torch.nan)
 
 
 def as_entries(weight: Tensor, *, unit_norm: bool) -> Tensor:

@@ -26,7 +26,8 @@ def check_entries(entries: Tensor, codebook: Tensor) -> None:
 
 def seen_vectors(z: Tensor, live: Tensor) -> Tensor:
     """Which vectors ``(N, D)`` may enter a codebook or its statistics: the live ones that are finite."""
-    return live & z.detach().abs().amax(dim=1).isfinite()
+    z = z.detach()
+    return live & z.amax(dim=1).isfinite() & z.amin(dim=1).isfinite()
 
 
 def finite(z: Tensor) -> Tensor:
@@ -40,36 +41,42 @@ def usage_terms(indices: Tensor, codebook_size: int) -> dict[str, Tensor]:
     return {"perplexity": perplexity_of_counts(counts), "usage": usage_of_counts(counts)}
 
 
-def mean_square(a: Tensor, b: Tensor, live: Tensor) -> Tensor:
+def mean_square(a: Tensor, b: Tensor, live: Tensor, distances: Tensor | None = None) -> Tensor:
     """Mean of ``(a - b)^2`` over the vectors ``(N, D)`` that are live; 0, not NaN, where there is none.
 
     NaN, and a gradient that is not finite, if a live vector is infinite or NaN: the user, or a gradient scaler, must
-    see it. Vectors that are not live must be finite.
+    see it. Vectors that are not live have no gradient, whatever they are. ``distances`` ``(N,)``, the lengths of
+    ``a - b``, save the work of computing them where they are known.
     """
-    rows: Tensor = _SquaredDistance.apply(a, b)
+    if distances is None:
+        distances = torch.linalg.vector_norm(a.detach() - b.detach(), dim=1)
+    rows: Tensor = _SquaredDistance.apply(a, b, distances)
     square = torch.where(live, rows + 0 * rows, 0)  # 0 * inf is NaN
     return square.sum() / (live.sum() * math.prod(a.shape[1:])).clamp(min=1)
 
 
 class _SquaredDistance(torch.autograd.Function):
-    """``|a - b|^2`` of vectors ``(N, D)``: with few tensors of that size, which is what its time goes to."""
+    """``|a - b|^2`` of vectors ``(N, D)`` at known distances: with few tensors of that size, which take the time."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        a, b = inputs[-2:]  # the compiler of torch 2.5 passes a context before them where no gradient is needed
-        result: Tensor = torch.linalg.vector_norm(a - b, dim=1).square()
+        # The distances; where no gradient is needed, the compiler of torch 2.5 passes a context before the inputs.
+        result: Tensor = inputs[-1].square()
         return result
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         a, b = ctx.saved_tensors
         slope = (2 * grad)[:, None]
-        return (a - b) * slope if ctx.needs_input_grad[0] else None, (b - a) * slope if ctx.needs_input_grad[
-            1
-        ] else None
+        flat = slope == 0  # also where 0 * inf is NaN
+        return (
+            (a - b).mul_(slope).masked_fill_(flat, 0) if ctx.needs_input_grad[0] else None,
+            (b - a).mul_(slope).masked_fill_(flat, 0) if ctx.needs_input_grad[1] else None,
+            None,
+        )

@@ -91,13 +91,12 @@ class _CodebookQuantizer(AbstractQuantizer):
     def _quantize(self, z: Tensor, live: Tensor) -> QuantizerOutput:
         seen = seen_vectors(z, live)
         z = self._compared(z)
-        clean = finite(z.detach())
-        indices, entries = self.embedding(
-            clean, seen, counts=self.training and not self.frozen, apply_first=self._schedule.ties == 0
+        indices, entries, distances = self.embedding(
+            z.detach(), seen, counts=self.training and not self.frozen, apply_first=self._schedule.ties == 0
         )
         entries = self._trained(entries).to(z.dtype)
-        commitment = mean_square(z, entries.detach(), live)
-        codebook = mean_square(clean, entries, seen)
+        commitment = mean_square(z, entries.detach(), live, distances)
+        codebook = mean_square(z.detach(), entries, seen, distances)
         terms = {
             "commitment": commitment.detach().float(),
             "codebook": codebook.detach().float(),
