@@ -13,6 +13,7 @@ from vq_components import (
     ResidualQuantizer,
     SimVQ,
     VectorQuantizer,
+    functional,
 )
 from vq_components.testing import QuantizerSubject, QuantizerTraits, traits_of
 
@@ -46,6 +47,18 @@ def plain_cosine(module, z):
     indices = nearest(z, weight)
     entries = weight[indices]
     return through(z, entries), indices, two_terms(z, entries, 0.25, 1.0)
+
+
+def plain_rotate(module, z):
+    """Fifty et al. (2024): the rotation that takes z to its entry, and the ratio of lengths, held constant."""
+    indices = nearest(z, module.codebook)
+    entries = module.codebook[indices]
+    with torch.no_grad():
+        a, b = (torch.nn.functional.normalize(each, dim=1) for each in (z, entries))
+        middle = torch.nn.functional.normalize(a + b, dim=1)
+        rotation = torch.eye(z.shape[1]) - 2 * middle[:, :, None] * middle[:, None] + 2 * b[:, :, None] * a[:, None]
+        scale = entries.norm(dim=1, keepdim=True) / z.norm(dim=1, keepdim=True)
+    return scale * (rotation @ z[:, :, None])[:, :, 0], indices, two_terms(z, entries, 0.25, 1.0)
 
 
 def plain_fsq(module, z):
@@ -124,6 +137,10 @@ def subjects():
     built = {
         "cosine": (VectorQuantizer(16, 4, distance="cosine"), {"reference": plain_cosine}),
         "cosine-ema": (EMAVectorQuantizer(16, 4, distance="cosine", decay=0.9), {}),
+        "rotate": (
+            VectorQuantizer(16, 4, estimator=functional.rotate),
+            {"estimator": "other", "reference": plain_rotate},
+        ),
         "fsq": (FSQ((5, 4, 3)), {"reference": plain_fsq}),
         "lfq": (LFQ(5), {"batched_loss": False, "reference": plain_lfq}),
         "simvq": (
@@ -132,11 +149,16 @@ def subjects():
         ),
         "index": (IndexBackpropQuantizer(16, 4), {"reference": plain_index}),
         "gumbel": (GumbelQuantizer(16, 4, in_channels=6), {"stochastic": True, "reference": plain_gumbel}),
+        "gumbel-soft": (GumbelQuantizer(16, 4, in_channels=6, straight_through=False), {"stochastic": True}),
         "projected": (ProjectedQuantizer(VectorQuantizer(16, 4), dim=6), {"reference": plain_projected}),
         "residual": (ResidualQuantizer([VectorQuantizer(16, 4) for _ in range(3)]), {"reference": plain_residual}),
         "residual-ema": (
             ResidualQuantizer([EMAVectorQuantizer(16, 4, decay=0.9) for _ in range(2)], channel_dim=-1),
             {},
+        ),
+        "residual-dropout": (
+            ResidualQuantizer([VectorQuantizer(16, 4, init="uniform") for _ in range(3)], dropout=0.5),
+            {"stochastic": True},
         ),
         "grouped": (GroupedQuantizer([VectorQuantizer(16, 3), VectorQuantizer(16, 2)]), {"reference": plain_grouped}),
     }

@@ -1,9 +1,13 @@
 """The package's losses, as the kit tests them."""
 
+import tempfile
+from pathlib import Path
+
 import torch
 from torch import nn
+from torchvision.models import squeezenet1_1
 
-from vq_components import NLayerDiscriminator, VQGANLoss, VQLPIPSWithDiscriminator, adaptive_weight
+from vq_components import LPIPSLoss, NLayerDiscriminator, VQGANLoss, VQLPIPSWithDiscriminator, adaptive_weight
 from vq_components.testing import LossSubject, own_loss, taming_loss
 from vq_components.testing import LossTraits as Traits
 
@@ -36,6 +40,17 @@ def network(channels=3, **settings):
     return NLayerDiscriminator(channels, ndf=8, n_layers=2, **settings)
 
 
+def random_lpips():
+    """LPIPS on a small network with random weights: nothing is downloaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "squeezenet1_1.pth"
+        state = squeezenet1_1(weights=None).state_dict()
+        torch.save(
+            {name: value if "weight" in name else torch.randn(len(value)) for name, value in state.items()}, path
+        )
+        return LPIPSLoss("squeeze", weights=path)
+
+
 def subjects():
     torch.manual_seed(0)
     built = {
@@ -53,6 +68,8 @@ def subjects():
     traits = Traits(cond_channels=2, disc_start=3, gen_start=6, gen_ramp=3, disc_loss="vanilla", pixel=1.5,
                     perceptual=0.4, adversarial=0.5, factor=0.7, codebook=0.6, delta=1e-3, strict=True)  # fmt: skip
     called = VQLPIPSWithDiscriminator(3, perceptual=Distance(), disc_num_layers=1, disc_ndf=8)
+    lpips = VQGANLoss(network(), random_lpips(), disc_start=0)
+    built["lpips"] = LossSubject(lpips, name="lpips")
     built["pixels"] = LossSubject(plain, name="pixels")
     built["conditional"] = LossSubject(original, name="conditional", traits=traits)
     built["original-call"] = LossSubject(called, name="original-call", adapter=original_call(called))

@@ -76,7 +76,27 @@ def waking(loss):
     return loss
 
 
+class Restarting(nn.Module):
+    """Shifts features by the batch's mean whenever it is called, as a parameter that an optimizer should own."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(3, 1, 1))
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.shift.copy_(x.detach().mean(dim=(0, 2, 3)).view(3, 1, 1))
+        return x - self.shift
+
+
+def restarting():
+    loss = Plain()
+    loss.discriminator.insert(0, Restarting())
+    return loss
+
+
 CASES = {
+    "check_loss_changes_nothing": (restarting, "evaluation: discriminator.0.shift"),
     "check_perceptual_is_a_function": (lambda: waking(Plain()), "training, compared with evaluation"),
     "check_repeatable": (lambda: waking(Plain()), "measured"),
     "check_eval_equals_train": (lambda: waking(Plain()), "in eval"),

@@ -11,12 +11,15 @@ from ._loss_adapters import own_loss as own_loss
 from ._loss_adapters import taming_loss as taming_loss
 from ._loss_manners import check_adaptive_weight as check_adaptive_weight
 from ._loss_manners import check_loss_autocast as check_loss_autocast
+from ._loss_manners import check_loss_changes_nothing as check_loss_changes_nothing
 from ._loss_manners import check_loss_refuses as check_loss_refuses
 from ._loss_manners import check_loss_terms as check_loss_terms
 from ._loss_manners import check_perceptual_untouched as check_perceptual_untouched
+from ._loss_manners import check_targets_get_no_gradient as check_targets_get_no_gradient
 from ._loss_manners import check_without_autograd as check_without_autograd
 from ._loss_perceptual import check_perceptual_is_a_function as check_perceptual_is_a_function
 from ._loss_perceptual import check_perceptual_of_equal_images as check_perceptual_of_equal_images
+from ._loss_perceptual import check_perceptual_values as check_perceptual_values
 from ._loss_players import check_discriminator_leaves_generator as check_discriminator_leaves_generator
 from ._loss_players import check_discriminator_start as check_discriminator_start
 from ._loss_players import check_discriminator_tells_apart as check_discriminator_tells_apart
@@ -53,6 +56,7 @@ from ._prior_network import check_transformer as check_transformer
 from ._prior_network import check_weight_decay_groups as check_weight_decay_groups
 from ._prior_sampling import check_cached_equals_uncached as check_cached_equals_uncached
 from ._prior_sampling import check_guidance as check_guidance
+from ._prior_sampling import check_sampling_batch_independence as check_sampling_batch_independence
 from ._prior_sampling import check_sampling_distribution as check_sampling_distribution
 from ._prior_sampling import check_sampling_of_pairs as check_sampling_of_pairs
 from ._prior_sampling import check_sampling_restores as check_sampling_restores
@@ -142,3 +146,4 @@ from ._tokenizer_checks import check_token_grid as check_token_grid
 from ._tokenizer_checks import check_tokenizer_autocast as check_tokenizer_autocast
 from ._tokenizer_checks import check_tokenizer_gradients as check_tokenizer_gradients
 from ._tokenizer_checks import check_tokenizer_training as check_tokenizer_training
+from ._tokenizer_checks import check_tokenizer_update as check_tokenizer_update

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._compare import backward
+from ._compare import backward, state_difference, state_of
 from ._loss_players import generator_grads
 from ._loss_subject import LOSS, LossSubject
 from ._report import require
@@ -37,6 +37,59 @@ def check_loss_terms(loss: LossSubject) -> None:
                 require(term.shape == () and term.dtype == torch.float32, f"{name} is {tuple(term.shape)} {term.dtype}")
                 require(not term.requires_grad, f"{name} requires grad")
         require(len(keys) == 1, f"terms before and after the start: {keys}")
+    value = loss.generator(module, scene, loss.full)[0].detach()
+    each = scene.quantizer_loss + torch.tensor([-0.2, 0.1, 0.3, -0.2])
+    found = loss.generator(module, scene._replace(quantizer_loss=each), loss.full)[0].detach()
+    require(
+        not loss.differ(found, value), f"with one quantizer loss for each image {float(found):.6g}, not {value:.6g}"
+    )
+
+
+@LOSS.check(
+    rule="a forward changes nothing in evaluation, and in training, after the first one, no parameter",
+    cause="normalization that starts from data whenever it is called",
+)
+def check_loss_changes_nothing(loss: LossSubject) -> None:
+    """Guards the discriminator against everybody but its optimizer.
+
+    Fails it::
+
+        self.loc.copy_(-x.mean(dim=(0, 2, 3)))  # without looking at self.training and self.initialized
+    """
+    for training in (False, True):
+        module = loss.fresh().train(training)
+        for player in (loss.generator, loss.discriminator) if training else ():
+            player(module, loss.scene(), loss.full)
+        before = state_of(module)
+        watched = dict(module.named_parameters()) if training else before
+        for player in (loss.generator, loss.discriminator):
+            player(module, loss.scene(), loss.full)
+            after = state_of(module)
+            text = state_difference({name: after[name] for name in watched}, {name: before[name] for name in watched})
+            require(not text, f"{'training' if training else 'evaluation'}: {text}")
+
+
+@LOSS.check(
+    rule="only the reconstructions get a gradient from the reconstruction and the players, not images or condition",
+    cause="a detach() that is missing where the images come from a network of their own",
+    applies=lambda subject: subject.traits.strict,
+)
+def check_targets_get_no_gradient(loss: LossSubject) -> None:
+    """Guards what the images were made with, and the network that made the condition.
+
+    Fails it::
+
+        logits = self.discriminator(torch.cat([reconstructions, cond], dim=1))
+    """
+    for player in (loss.generator, loss.discriminator):
+        module, scene = loss.used(), loss.scene()
+        targets = {"images": scene.images, "cond": scene.cond}
+        for target in targets.values():
+            if target is not None:
+                target.requires_grad_()
+        backward(player(module, scene, loss.full)[0])
+        for name, target in targets.items():
+            require(target is None or target.grad is None, f"{name} got a gradient")
 
 
 @LOSS.check(

@@ -1,13 +1,22 @@
 """Checks of the perceptual distance in a VQ-GAN loss."""
 
-import torch
+import warnings
+from typing import Any
 
+import torch
+from torch import nn
+
+from ._compare import differ
 from ._loss_subject import LOSS, LossSubject
 from ._report import require
 
 
 def _has_distance(subject: LossSubject) -> bool:
     return subject.adapter.perceptual(subject.fresh()) is not None
+
+
+def _is_lpips(subject: LossSubject) -> bool:
+    return type(subject.adapter.perceptual(subject.fresh())).__name__ == "LPIPSLoss"
 
 
 @LOSS.check(
@@ -57,3 +66,38 @@ def check_perceptual_is_a_function(loss: LossSubject) -> None:
     alone = torch.cat([loss.distance(loss.fresh().eval(), x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
     text = loss.differ(alone.mean(), expected.mean())
     require(not text, f"mean distance, image by image: {text}")
+
+
+@LOSS.check(
+    rule="LPIPSLoss computes what the lpips package computes with the same network, and keeps computing it in float32",
+    cause="images that are not scaled, features that are not normalized, heads in another order, weights in half",
+    applies=_is_lpips,
+)
+def check_perceptual_values(loss: LossSubject) -> None:
+    """Guards the distance that everybody reports.
+
+    Fails it::
+
+        distance = (x - y).square().mean()  # of features, without their unit length and the trained heads
+    """
+    import lpips
+
+    module, scene = loss.fresh(), loss.scene()
+    perceptual: Any = loss.adapter.perceptual(module)
+    with warnings.catch_warnings():  # of torchvision, about how lpips calls it
+        warnings.simplefilter("ignore")
+        reference: Any = lpips.LPIPS(net=perceptual.net, pnet_rand=True, verbose=False).eval()
+    copies = [part for part in reference.net.modules() if isinstance(part, nn.Conv2d)]
+    for copy, part in zip(copies, _convolutions(perceptual), strict=True):
+        copy.load_state_dict(part.state_dict())
+    x, y = scene.images, scene.reconstructions.detach().clamp(-1, 1)
+    with torch.no_grad():
+        found = loss.distance(module, x, y)
+        text = loss.differ(found, reference(x, y).flatten())
+        require(not text, f"compared with lpips: {text}")
+        text = differ(loss.distance(module.bfloat16(), x, y), found, rtol=1e-5, atol=0.0)
+        require(not text, f"after bfloat16(): {text}")
+
+
+def _convolutions(perceptual: Any) -> list[nn.Conv2d]:
+    return [part for part in perceptual._hidden[0].features.modules() if isinstance(part, nn.Conv2d)]

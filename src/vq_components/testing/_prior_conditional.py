@@ -1,6 +1,7 @@
 """Checks of a prior with conditions: the sequence that its transformer reads, the noise of training, windows."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,7 +128,7 @@ def _window_of(place: int, whole: int, size: int) -> int:
 
 
 def _slow_windows(
-    prior: PriorSubject, module: Any, grid: tuple[int, int], values: Values, choose: Callable[[Tensor], Tensor]
+    prior: PriorSubject, module: Any, grid: tuple[int, int], values: Values, choose: Callable[[Tensor, int], Tensor]
 ) -> Tensor:
     """One token after the other, each given those before it in its window."""
     height, width = (min(a, b) for a, b in zip(prior.traits.grid or grid, grid, strict=True))
@@ -151,7 +152,7 @@ def _slow_windows(
                     value = _under(value, (top, left), (height, width), grid)
                 local.append(value)
             logits = prior.logits(module, window, tuple(local))[:, place]
-            tokens[:, row, column] = choose(logits)
+            tokens[:, row, column] = choose(logits, row * grid[1] + column)
     return tokens
 
 
@@ -187,6 +188,18 @@ def check_windows(prior: PriorSubject) -> None:
             if type(condition).__name__ != "Coordinates"
         )
         tokens = prior.adapter.windows(module, grid, (height, width), 2, values, {"temperature": 0.0})
-        expected = _slow_windows(prior, module, grid, values, lambda logits: logits.argmax(dim=1))
+        expected = _slow_windows(prior, module, grid, values, lambda logits, _: logits.argmax(dim=1))
         text = gap(tokens, expected)
         require(not text, f"a grid {grid} in windows of {(height, width)}: {text}")
+        settings = {"generator": torch.Generator().manual_seed(3)}
+        tokens = prior.adapter.windows(module, grid, (height, width), 2, values, settings)
+        uniform = torch.rand(2, *grid, generator=torch.Generator().manual_seed(3)).double().flatten(1)
+        expected = _slow_windows(prior, module, grid, values, partial(_invert, uniform))
+        text = gap(tokens, expected)
+        require(not text, f"one number for each position, a grid {grid} in windows of {(height, width)}: {text}")
+
+
+def _invert(uniform: Tensor, logits: Tensor, position: int) -> Tensor:
+    """The first token whose cumulative probability is above the position's number."""
+    cumulative = logits.double().softmax(dim=1).cumsum(dim=1)
+    return (cumulative <= uniform[:, position, None]).sum(dim=1).clamp(max=logits.shape[1] - 1)

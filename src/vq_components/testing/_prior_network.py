@@ -40,6 +40,13 @@ def check_transformer(prior: PriorSubject) -> None:
         x = torch.cat([front.double(), gpt.tok_emb.weight.double()[tokens]], dim=1)
         text = prior.differ(_logits_of(gpt(tokens, embeddings=front)), transformer_logits(gpt, x))
         require(not text, f"with embeddings: {text}")
+    tokens = torch.randint(size, (3, gpt.block_size))
+    for name, part in gpt.named_modules():
+        if isinstance(part, nn.Dropout):
+            part.p = float(name.startswith("blocks."))
+    x = gpt.tok_emb.weight.double()[tokens] + gpt.pos_emb.double()
+    text = prior.differ(_logits_of(gpt.train()(tokens)), _norm(x, gpt.ln_f) @ gpt.head.weight.double().T)
+    require(not text, f"with all of the residuals dropped: {text}")
 
 
 def _logits_of(answer: Any) -> Tensor:
@@ -187,9 +194,16 @@ def check_prior_refuses(prior: PriorSubject) -> None:
         "a sequence that is too long": prior.tokens(2, prior.traits.length + 2),
         "one dimension": tokens[0],
     }
-    for name, bad in wrong.items():
+    cases = [(name, bad, values) for name, bad in wrong.items()]
+    conditions = [condition for condition in getattr(module, "conditions", ()) if condition.takes_value]
+    for number, condition in enumerate(conditions):
+        for shift in (-condition.vocab_size, condition.vocab_size):
+            others = list(values)
+            others[number] = values[number] + shift
+            cases.append((f"a value of {condition} that is {shift} off", tokens, tuple(others)))
+    for name, bad, given in cases:
         try:
-            prior.logits(module, bad, values)
+            prior.logits(module, bad, given)
         except (ValueError, TypeError):
             continue
         fail(f"{name} is taken")

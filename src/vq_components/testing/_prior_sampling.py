@@ -1,5 +1,7 @@
 """Checks of a prior's sampling: by its own logits, and laws of large numbers."""
 
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -145,6 +147,32 @@ def check_sampling_of_pairs(prior: PriorSubject) -> None:
 
 
 @PRIOR.check(
+    rule="what is sampled for one prompt does not depend on the other prompts of its batch",
+    cause="a filter that looks at the likeliest token of the whole batch, or one that keeps as many tokens for all",
+    applies=lambda subject: can_generate(subject) and "generator" in subject.adapter.settings,
+)
+def check_sampling_batch_independence(prior: PriorSubject) -> None:
+    """Guards that one seed gives one image, whatever is sampled beside it, where noise belongs to its position.
+
+    Fails it::
+
+        logits[p < min_p * p.max()] = -torch.inf  # must be p.amax(dim=-1, keepdim=True)
+    """
+    module, count = prior.excited(), 6
+    prompts, values = _prompt(prior, count), prior.values(count)
+    for settings in ({"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.5}, {"temperature": 0.5}):
+
+        def draw(rows: Tensor, settings: dict[str, Any] = settings) -> Tensor:
+            chosen, seed = tuple(value[rows] for value in values), torch.Generator().manual_seed(3)
+            return prior.generate(module, prompts[rows], 2, chosen, generator=seed, **settings)
+
+        together = draw(torch.arange(count))
+        for row in range(count):
+            alike = draw(torch.full((count,), row))[row]
+            require(torch.equal(together[row], alike), f"{settings}: {together[row].tolist()}, alone {alike.tolist()}")
+
+
+@PRIOR.check(
     rule="guidance w samples from free + w (given - free), logits without and with conditions",
     cause="a sign, w and w - 1, or the two halves of the batch swapped",
     applies=lambda subject: subject.traits.guided and can_generate(subject),
@@ -211,6 +239,10 @@ def check_sampling_restores(prior: PriorSubject) -> None:
     require(all(p.requires_grad for p in module.parameters()), "parameters were left frozen")
     require(torch.equal(*greedy), "two greedy samples differ: dropout was on")
     require(not greedy[0].requires_grad and torch.is_grad_enabled(), "autograd was left on or off")
+    if "progress" in prior.adapter.settings:
+        seen: list[int] = []
+        prior.generate(module, prompt, 2, values, progress=partial(_count_steps, seen))
+        require(sum(seen) == 2, f"progress saw {sum(seen)} steps for two tokens")
     if "generator" not in prior.adapter.settings:
         return
     torch.set_rng_state(random)
@@ -226,6 +258,12 @@ def check_sampling_restores(prior: PriorSubject) -> None:
         for seed in (5, 6)
     ]
     require(not torch.equal(*many), "two seeds give the same 50 samples")
+
+
+def _count_steps(seen: list[int], steps: Iterable[Any]) -> Iterator[Any]:
+    for step in steps:
+        seen.append(1)
+        yield step
 
 
 def _mix_modes(prior: PriorSubject, module: Any, prompt: Tensor, values: Values) -> None:

@@ -52,7 +52,8 @@ class PriorAdapter:
         logits: ``(module, tokens, values) -> (B, T, V)``.
         loss: ``(module, tokens, values) -> the mean negative log-likelihood in nats per token``.
         generate: ``(module, prompt, new, values, settings) -> (B, T + new)``, where ``settings`` may have
-            ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``guidance``, ``allowed_tokens`` and ``generator``.
+            ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``guidance``, ``allowed_tokens``, ``generator`` and
+            ``progress``.
         settings: names of the settings that ``generate`` knows.
         windows: ``(module, grid, window, batch_size, values, settings) -> (B, H, W)``.
         traits: ``(module) -> PriorTraits``, used where none are given.
@@ -66,7 +67,7 @@ class PriorAdapter:
     traits: Callable[[Any], PriorTraits] | None = None
 
 
-_ALL = ("temperature", "top_k", "top_p", "min_p", "guidance", "allowed_tokens", "generator")
+_ALL = ("temperature", "top_k", "top_p", "min_p", "guidance", "allowed_tokens", "generator", "progress")
 
 
 def _own_logits(module: Any, tokens: Tensor, values: Values) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ._compare import backward, clone, differ
+from ._quantizer_adapters import QuantizerResult
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import fail, require
 
@@ -187,34 +188,45 @@ def check_two_forwards_one_backward(subject: QuantizerSubject) -> None:
 @QUANTIZER.check(
     rule="terms are detached float32 scalars that say what they are called",
     cause="a term that is logged with its graph, weighted, or computed with masked positions",
-    applies=lambda subject: subject.traits.strict and not subject.traits.composite and _declares_loss(subject),
+    applies=lambda subject: subject.traits.strict,
 )
 def check_terms(subject: QuantizerSubject) -> None:
-    """Guards what is logged: both errors, unweighted, perplexity and usage of this batch.
+    """Guards what is logged: both errors, unweighted; perplexity and usage of this batch, in the mean over stages.
 
     Fails it::
 
         terms = {"commitment": commitment_weight * commitment}
     """
-    size = subject.traits.codebook_size or 1
     for training in subject.modes:
         module, z = subject.started(training=training), subject.input(64).requires_grad_()
         result = subject.call(module, z)
-        terms = result.terms or {}
-        share = torch.bincount(subject.flat(result.indices), minlength=size).double() / len(subject.vectors(z))
-        error = (subject.vectors(z) - subject.vectors(result.quantized)).detach().double().square().mean()
-        expected = {
-            "commitment": error,
-            "codebook": error,
-            "perplexity": torch.special.entr(share).sum().exp(),
-            "usage": (share > 0).double().mean(),
-        }
-        require(expected.keys() <= terms.keys(), f"terms are {', '.join(terms)}")
-        for name, value in expected.items():
-            term = terms[name]
+        terms, expected = result.terms or {}, _expected_terms(subject, z, result)
+        if not subject.traits.composite and _declares_loss(subject):
+            require(expected.keys() <= terms.keys(), f"terms are {', '.join(terms)}")
+        for name, term in terms.items():
             require(term.shape == () and term.dtype == torch.float32, f"{name} is {tuple(term.shape)} {term.dtype}")
             require(not term.requires_grad, f"{name} requires grad")
+            value = expected.get(name, term)
             require(not subject.about(term, value), f"{name} is {float(term):.6g} instead of {float(value):.6g}")
+        certain, diverse = (terms.get(name, torch.zeros(())) for name in ("entropy", "diversity"))
+        require(
+            float(certain - diverse) <= subject.traits.atol, f"entropy {certain:.6g} is above diversity {diverse:.6g}"
+        )
+
+
+def _expected_terms(subject: QuantizerSubject, z: Tensor, result: QuantizerResult) -> dict[str, Tensor]:
+    size = subject.traits.codebook_size or 1
+    stages = subject.flat(result.indices).flatten(1).unbind(dim=1) if subject.traits.index_shape else [result.indices]
+    shares = torch.stack([torch.bincount(stage.flatten(), minlength=size).double() for stage in stages])
+    shares = shares / len(subject.vectors(z))
+    expected = {
+        "perplexity": torch.special.entr(shares).sum(dim=1).exp().mean(),
+        "usage": (shares > 0).double().mean(),
+    }
+    if not subject.traits.composite and _declares_loss(subject):
+        error = (subject.vectors(z) - subject.vectors(result.quantized)).detach().double().square().mean()
+        expected |= {"commitment": error, "codebook": error}
+    return expected
 
 
 @QUANTIZER.check(
@@ -232,6 +244,9 @@ def check_reference(quantizer: QuantizerSubject) -> None:
     reference = quantizer.traits.reference
     for training in quantizer.modes:
         module = quantizer.started(training=training)
+        with torch.no_grad():  # as after a step of an optimizer
+            for parameter in _parameters(module):
+                parameter.mul_(1 + 0.5 * torch.rand_like(parameter))
         vectors = torch.randn(40, quantizer.traits.dim)
         answers = []
         for plain in (False, True):

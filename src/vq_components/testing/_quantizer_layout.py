@@ -54,7 +54,7 @@ def _check_dtypes(indices: Tensor, loss: Tensor, where: str, *, strict: bool) ->
 
 
 @QUANTIZER.check(
-    rule="indices are in [0, codebook_size)",
+    rule="indices are in [0, codebook_size); -1 is for stages that a random training forward leaves out",
     cause="an offset between stages or groups, or -1 for vectors that were not assigned",
     applies=lambda subject: subject.traits.codebook_size is not None,
 )
@@ -71,7 +71,10 @@ def check_index_range(subject: QuantizerSubject) -> None:
         for scale in (1.0, 0.0, 1e3, 1e-3):
             indices = subject.call_copy(module, subject.input(64) * scale).indices
             low, high = int(indices.min()), int(indices.max())
-            require(low >= 0 and high < (size or 0), f"indices from {low} to {high}, but codebook_size is {size}")
+            require(
+                low >= subject.least_index(training=training) and high < (size or 0),
+                f"indices from {low} to {high}, but codebook_size is {size}",
+            )
 
 
 @QUANTIZER.check(

@@ -116,8 +116,9 @@ def check_loss_is_a_mean(subject: QuantizerSubject) -> None:
 
 
 @QUANTIZER.check(
-    rule="every stage and group uses several of its entries",
-    cause="a later stage that starts from the very vectors that the stage before it has made zero",
+    rule="every stage and group uses several of its entries, and no training forward leaves all of them out",
+    cause="a later stage that starts from the very vectors that the stage before it has made zero; or a dropout of "
+    "stages that may drop the first one too",
     applies=lambda subject: len(subject.traits.index_shape) > 0,
 )
 def check_every_stage_is_used(quantizer: QuantizerSubject) -> None:
@@ -134,3 +135,8 @@ def check_every_stage_is_used(quantizer: QuantizerSubject) -> None:
     for stage in range(indices.shape[1]):
         used = len(torch.unique(indices[:, stage]))
         require(used > 1, f"stage {stage + 1} of {indices.shape[1]} gives one index to {len(indices)} vectors")
+    module = quantizer.started()
+    for _ in range(40 if quantizer.traits.stochastic else 1):
+        indices = quantizer.flat(quantizer.call(module, quantizer.input(quantizer.some)).indices)
+        empty = int((indices < 0).flatten(1).all(dim=1).sum())
+        require(empty == 0, f"in training, {empty} of {len(indices)} vectors have no index of any stage")

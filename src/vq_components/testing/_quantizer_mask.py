@@ -31,7 +31,8 @@ def check_mask_output(subject: QuantizerSubject) -> None:
             result = subject.call(module, z, mask)
             outside = result.indices[~mask]
             require(bool((outside == -1).all()), f"indices {sorted(set(outside.flatten().tolist()))[:5]} where masked")
-            require(bool((result.indices[mask] >= 0).all()), "index -1 where live")
+            least = subject.least_index(training=training)
+            require(bool((result.indices[mask] >= least).all()), "index -1 where live")
             quantized = result.quantized.movedim(subject.traits.channel_dim, -1)
             require(not bool(quantized[~mask].any()), "the output is not zero where masked")
             if not (result.loss + result.quantized.sum()).requires_grad:

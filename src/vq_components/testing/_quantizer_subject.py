@@ -76,6 +76,10 @@ class QuantizerSubject:
         """Training and evaluation, as far as both are deterministic."""
         return (False,) if self.traits.stochastic else (True, False)
 
+    def least_index(self, *, training: bool) -> int:
+        """The smallest index that may come: -1 for stages that a random training forward leaves out, else 0."""
+        return -1 if training and self.traits.stochastic and self.traits.index_shape else 0
+
     @property
     def dim_out(self) -> int:
         """Number of channels that come out."""

@@ -13,7 +13,7 @@ from ._report import require
 @QUANTIZER.check(
     rule="decode(indices) is what the forward returned, for the same codebook",
     cause="the codebook is updated in the same forward, after the look-up; or decode uses another order or projection",
-    applies=lambda subject: has_decode(subject) and not subject.traits.stochastic,
+    applies=has_decode,
 )
 def check_decode_inverts_forward(subject: QuantizerSubject) -> None:
     """Guards that tokens stand for what the decoder was trained on, in training and in evaluation.
@@ -23,7 +23,7 @@ def check_decode_inverts_forward(subject: QuantizerSubject) -> None:
         quantized = codebook[indices]
         codebook.lerp_(batch_means, 0.01)  # indices now decode to something else
     """
-    for training in (True, False):
+    for training in subject.modes:
         module = subject.started(training=training)
         for rank in subject.traits.space:
             z = subject.to_layout(torch.randn(4, *(4, 6, 2)[:rank], subject.traits.dim))
@@ -271,6 +271,9 @@ def check_not_finite(subject: QuantizerSubject) -> None:
             result = subject.call(module, subject.from_vectors(vectors))
             text = gap(subject.flat(result.indices)[others], subject.flat(clean.indices)[others])
             require(not text, f"one vector with {bad}: {text} in the indices of the others")
+            if subject.traits.strict and not training:
+                text = gap(module.encode(subject.from_vectors(vectors)), result.indices)
+                require(not text, f"one vector with {bad}: {text} in the indices of encode and of the forward")
             _check_after_bad(subject, module, result.indices, bad)
 
 

@@ -6,7 +6,7 @@ import io
 import torch
 from torch import nn
 
-from ._compare import backward, gap, state_difference, state_of
+from ._compare import backward, clone, gap, state_difference, state_of
 from ._report import fail, require
 from ._tokenizer import TOKENIZER, TokenizerSubject
 
@@ -45,6 +45,28 @@ def check_token_grid(model: TokenizerSubject) -> None:
             )
             decoded = model.adapter.decode(module, indices)
             require(decoded.shape == images.shape, f"decoded images {tuple(decoded.shape)}")
+
+
+@TOKENIZER.check(
+    rule="the model's update_() is its quantizer's: it applies what training forwards have counted",
+    cause="a method that the model has, but does not hand on",
+    applies=lambda subject: hasattr(subject.fresh(), "update_") and hasattr(subject.fresh(), "quantize"),
+)
+def check_tokenizer_update(model: TokenizerSubject) -> None:
+    """Guards a codebook inside of a model, as the model's owner calls it.
+
+    Fails it::
+
+        def update_(self):
+            pass
+    """
+    module = model.started(training=True)
+    model.adapter.forward(module, model.images(2))
+    expected = clone(module)
+    module.update_()
+    expected.quantize.update_()
+    text = state_difference(state_of(module), state_of(expected))
+    require(not text, f"compared with quantize.update_(): {text}")
 
 
 @TOKENIZER.check(
