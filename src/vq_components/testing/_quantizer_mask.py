@@ -1,6 +1,9 @@
 """Checks of a quantizer that takes a mask."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from ._compare import clone, gap, state_difference, state_of
 from ._quantizer_subject import QUANTIZER, QuantizerSubject
@@ -28,6 +31,8 @@ def check_mask_output(subject: QuantizerSubject) -> None:
         for rank in subject.traits.space:
             z = subject.to_layout(torch.randn(6, *(4, 6, 2)[:rank], subject.traits.dim)).requires_grad_()
             mask = torch.rand(z.movedim(subject.traits.channel_dim, -1).shape[:-1]) > 0.4
+            if subject.traits.strict:
+                _refuse_mask(subject, module, z.detach(), mask[None])
             result = subject.call(module, z, mask)
             outside = result.indices[~mask]
             require(bool((outside == -1).all()), f"indices {sorted(set(outside.flatten().tolist()))[:5]} where masked")
@@ -44,6 +49,14 @@ def check_mask_output(subject: QuantizerSubject) -> None:
             grad = grad.movedim(subject.traits.channel_dim, -1)
             require(not bool(grad[~mask].any()), "the gradient is not zero where masked")
             require(bool(grad[mask].any()), "the gradient is zero where live")
+
+
+def _refuse_mask(subject: QuantizerSubject, module: Any, z: Tensor, mask: Tensor) -> None:
+    try:
+        subject.call(module, z, mask)
+    except ValueError:
+        return
+    fail(f"a mask {tuple(mask.shape)} for an input {tuple(z.shape)} is taken")
 
 
 @QUANTIZER.check(

@@ -101,7 +101,13 @@ def check_update_after(subject: QuantizerSubject) -> None:
     called.update_()
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
+    inputs, free = [subject.input(32) for _ in range(3)], subject.fresh()
+    expected = [subject.call(free, z) for z in inputs]
     handle = hooked.update_after(optimizer)
+    copied = clone(hooked)
+    for z, answer in zip(inputs, expected, strict=True):
+        text = subject.results_differ(subject.call(copied, z), answer)
+        require(not text, f"a copy waits for the optimizer that its original is tied to: {text}")
     for step in range(4):
         for z in (subject.input(32), subject.input(32)):
             text = subject.results_differ(subject.call(hooked, z), subject.call(called, z))
