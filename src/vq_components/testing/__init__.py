@@ -101,6 +101,10 @@ from ._quantizer_mask import check_mask_output as check_mask_output
 from ._quantizer_revival import check_revival as check_revival
 from ._quantizer_revival import check_revival_prefers_errors as check_revival_prefers_errors
 from ._quantizer_revival import check_updates_leave_live_entries as check_updates_leave_live_entries
+from ._quantizer_settings import check_broken_entry as check_broken_entry
+from ._quantizer_settings import check_noise as check_noise
+from ._quantizer_settings import check_set_codebook_value as check_set_codebook_value
+from ._quantizer_settings import check_settings_have_effect as check_settings_have_effect
 from ._quantizer_state import check_copies as check_copies
 from ._quantizer_state import check_encode_changes_nothing as check_encode_changes_nothing
 from ._quantizer_state import check_eval_changes_nothing as check_eval_changes_nothing

@@ -37,6 +37,10 @@ def check_loss_terms(loss: LossSubject) -> None:
                 require(term.shape == () and term.dtype == torch.float32, f"{name} is {tuple(term.shape)} {term.dtype}")
                 require(not term.requires_grad, f"{name} requires grad")
         require(len(keys) == 1, f"terms before and after the start: {keys}")
+        kept = value.detach().clone()
+        for name, term in terms.items():
+            term.add_(7.0)  # as a reduction over processes does
+            require(torch.equal(value.detach(), kept), f"writing to the term {name} changes the loss")
     value = loss.generator(module, scene, loss.full)[0].detach()
     each = scene.quantizer_loss + torch.tensor([-0.2, 0.1, 0.3, -0.2])
     found = loss.generator(module, scene._replace(quantizer_loss=each), loss.full)[0].detach()
@@ -162,6 +166,7 @@ def check_loss_refuses(loss: LossSubject) -> None:
     module, scene = loss.used(), loss.scene()
     wrong = {
         "images of one channel": scene._replace(images=scene.images[:, :1]),
+        "images of another batch": scene._replace(images=scene.images[:1]),
         "integer images": scene._replace(images=scene.images.to(torch.int64)),
     }
     for name, other in wrong.items():

@@ -193,8 +193,11 @@ def check_autocast(subject: QuantizerSubject) -> None:
             expected = subject.call_copy(module, z)
             with torch.autocast("cpu", dtype=dtype):
                 result = subject.call_copy(module, z)
+                tokens = module.encode(z) if subject.traits.strict else result.indices
             text = gap(subject.flat(result.indices), subject.flat(expected.indices))
             require(not text, f"autocast to {dtype}: {text} in the indices")
             if subject.traits.strict:
                 text = subject.results_differ(result, expected)
                 require(not text, f"autocast to {dtype}: {text}")
+                text = gap(tokens, module.encode(z))
+                require(not text, f"autocast to {dtype}: {text} in the indices of encode")
