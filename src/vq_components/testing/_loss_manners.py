@@ -1,14 +1,14 @@
 """Checks of a VQ-GAN loss: what it promises beyond its values."""
 
-from typing import Any
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ._compare import backward, state_difference, state_of
 from ._loss_players import generator_grads
 from ._loss_subject import LOSS, LossSubject
-from ._report import require
+from ._report import refused, require
 
 
 @LOSS.check(
@@ -64,13 +64,18 @@ def check_loss_changes_nothing(loss: LossSubject) -> None:
         module = loss.fresh().train(training)
         for player in (loss.generator, loss.discriminator) if training else ():
             player(module, loss.scene(), loss.full)
-        before = state_of(module)
-        watched = dict(module.named_parameters()) if training else before
+        before = _kept_by_a_forward(module)
         for player in (loss.generator, loss.discriminator):
             player(module, loss.scene(), loss.full)
-            after = state_of(module)
-            text = state_difference({name: after[name] for name in watched}, {name: before[name] for name in watched})
+            text = state_difference(_kept_by_a_forward(module), before)
             require(not text, f"{'training' if training else 'evaluation'}: {text}")
+
+
+def _kept_by_a_forward(module: nn.Module) -> dict[str, Tensor]:
+    """In evaluation the whole state, in training the parameters."""
+    if not module.training:
+        return state_of(module)
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
 @LOSS.check(
@@ -87,13 +92,11 @@ def check_targets_get_no_gradient(loss: LossSubject) -> None:
     """
     for player in (loss.generator, loss.discriminator):
         module, scene = loss.used(), loss.scene()
-        targets = {"images": scene.images, "cond": scene.cond}
-        for target in targets.values():
-            if target is not None:
-                target.requires_grad_()
+        named = {"images": scene.images, "cond": scene.cond}
+        targets = {name: target.requires_grad_() for name, target in named.items() if target is not None}
         backward(player(module, scene, loss.full)[0])
         for name, target in targets.items():
-            require(target is None or target.grad is None, f"{name} got a gradient")
+            require(target.grad is None, f"{name} got a gradient")
 
 
 @LOSS.check(
@@ -143,14 +146,6 @@ def check_loss_autocast(loss: LossSubject) -> None:
     require(cosine > 0.95, f"gradient at the last layer: cosine {cosine:.3g} with that of float32")
 
 
-def _refused(call: Any, *errors: type[Exception]) -> bool:
-    try:
-        call()
-    except errors:
-        return True
-    return False
-
-
 @LOSS.check(
     rule="what cannot be right is refused: other shapes, integer images, a frozen last layer, a second derivative",
     cause="broadcasting, or a gradient that is quietly zero",
@@ -171,15 +166,14 @@ def check_loss_refuses(loss: LossSubject) -> None:
     }
     for name, other in wrong.items():
         for player in (loss.generator, loss.discriminator):
-            refused = _refused(lambda p=player, o=other: p(module, o, loss.full), ValueError, TypeError)
-            require(refused, f"{name} are taken")
+            call = partial(player, module, other, loss.full)
+            require(refused(call, ValueError, TypeError), f"{name} are taken")
     for name, layer in {"frozen": scene.last_layer.detach(), "foreign": torch.ones(3, requires_grad=True)}.items():
-        other = scene._replace(last_layer=layer)
-        refused = _refused(lambda o=other: loss.generator(module, o, loss.full), ValueError)
-        require(refused, f"a {name} last layer is taken")
+        call = partial(loss.generator, module, scene._replace(last_layer=layer), loss.full)
+        require(refused(call, ValueError), f"a {name} last layer is taken")
     value, _ = loss.generator(module, scene, loss.full)
-    refused = _refused(lambda: torch.autograd.grad(value, scene.last_layer, create_graph=True), RuntimeError)
-    require(refused, "a second derivative is given, but is not the loss's")
+    twice = partial(torch.autograd.grad, value, scene.last_layer, create_graph=True)
+    require(refused(twice, RuntimeError), "a second derivative is given, but is not the loss's")
 
 
 @LOSS.check(

@@ -87,8 +87,8 @@ def check_perceptual_values(loss: LossSubject) -> None:
     with warnings.catch_warnings():  # of torchvision, about how lpips calls it
         warnings.simplefilter("ignore")
         reference: Any = lpips.LPIPS(net=perceptual.net, pnet_rand=True, verbose=False).eval()
-    copies = [part for part in reference.net.modules() if isinstance(part, nn.Conv2d)]
-    for copy, part in zip(copies, _convolutions(perceptual), strict=True):
+    own = perceptual._hidden[0].features
+    for copy, part in zip(_convolutions(reference.net), _convolutions(own), strict=True):
         copy.load_state_dict(part.state_dict())
     x, y = scene.images, scene.reconstructions.detach().clamp(-1, 1)
     with torch.no_grad():
@@ -99,5 +99,5 @@ def check_perceptual_values(loss: LossSubject) -> None:
         require(not text, f"after bfloat16(): {text}")
 
 
-def _convolutions(perceptual: Any) -> list[nn.Conv2d]:
-    return [part for part in perceptual._hidden[0].features.modules() if isinstance(part, nn.Conv2d)]
+def _convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    return [part for part in network.modules() if isinstance(part, nn.Conv2d)]

@@ -187,16 +187,15 @@ def check_windows(prior: PriorSubject) -> None:
             for condition, value in zip([c for c in module.conditions if c.takes_value], prior.values(2), strict=True)
             if type(condition).__name__ != "Coordinates"
         )
-        tokens = prior.adapter.windows(module, grid, (height, width), 2, values, {"temperature": 0.0})
-        expected = _slow_windows(prior, module, grid, values, lambda logits, _: logits.argmax(dim=1))
-        text = gap(tokens, expected)
-        require(not text, f"a grid {grid} in windows of {(height, width)}: {text}")
-        settings = {"generator": torch.Generator().manual_seed(3)}
-        tokens = prior.adapter.windows(module, grid, (height, width), 2, values, settings)
         uniform = torch.rand(2, *grid, generator=torch.Generator().manual_seed(3)).double().flatten(1)
-        expected = _slow_windows(prior, module, grid, values, partial(_invert, uniform))
-        text = gap(tokens, expected)
-        require(not text, f"one number for each position, a grid {grid} in windows of {(height, width)}: {text}")
+        cases: tuple[tuple[dict[str, Any], Callable[[Tensor, int], Tensor]], ...] = (
+            ({"temperature": 0.0}, lambda logits, _: logits.argmax(dim=1)),
+            ({"generator": torch.Generator().manual_seed(3)}, partial(_invert, uniform)),
+        )
+        for settings, choose in cases:
+            tokens = prior.adapter.windows(module, grid, (height, width), 2, values, settings)
+            text = gap(tokens, _slow_windows(prior, module, grid, values, choose))
+            require(not text, f"{list(settings)}, a grid {grid} in windows of {(height, width)}: {text}")
 
 
 def _invert(uniform: Tensor, logits: Tensor, position: int) -> Tensor:

@@ -1,13 +1,14 @@
 """Checks of a prior that is built like the original: its network and what it refuses."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ._prior_subject import PRIOR, PriorSubject, takes_embeddings
-from ._report import fail, require
+from ._report import refused, require
 
 
 def _has_transformer(subject: PriorSubject) -> bool:
@@ -202,8 +203,4 @@ def check_prior_refuses(prior: PriorSubject) -> None:
             others[number] = values[number] + shift
             cases.append((f"a value of {condition} that is {shift} off", tokens, tuple(others)))
     for name, bad, given in cases:
-        try:
-            prior.logits(module, bad, given)
-        except (ValueError, TypeError):
-            continue
-        fail(f"{name} is taken")
+        require(refused(partial(prior.logits, module, bad, given), ValueError, TypeError), f"{name} is taken")

@@ -160,15 +160,15 @@ def check_sampling_batch_independence(prior: PriorSubject) -> None:
     """
     module, count = prior.excited(), 6
     prompts, values = _prompt(prior, count), prior.values(count)
+
+    def draw(rows: Tensor, settings: dict[str, Any]) -> Tensor:
+        chosen, seed = tuple(value[rows] for value in values), torch.Generator().manual_seed(3)
+        return prior.generate(module, prompts[rows], 2, chosen, generator=seed, **settings)
+
     for settings in ({"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.5}, {"temperature": 0.5}):
-
-        def draw(rows: Tensor, settings: dict[str, Any] = settings) -> Tensor:
-            chosen, seed = tuple(value[rows] for value in values), torch.Generator().manual_seed(3)
-            return prior.generate(module, prompts[rows], 2, chosen, generator=seed, **settings)
-
-        together = draw(torch.arange(count))
+        together = draw(torch.arange(count), settings)
         for row in range(count):
-            alike = draw(torch.full((count,), row))[row]
+            alike = draw(torch.full((count,), row), settings)[row]
             require(torch.equal(together[row], alike), f"{settings}: {together[row].tolist()}, alone {alike.tolist()}")
 
 

@@ -25,14 +25,6 @@ def _train(subject: QuantizerSubject, module: Any, z: Tensor) -> list[str]:
     return [name for name, parameter in module.named_parameters() if parameter.grad is not None]
 
 
-def _input_gradient(subject: QuantizerSubject, module: Any, z: Tensor) -> Tensor:
-    z = z.clone().requires_grad_()
-    result = subject.call(module, z)
-    cotangent = torch.linspace(-1.0, 1.0, result.quantized.numel()).view(result.quantized.shape)
-    backward((result.quantized * cotangent).sum() + result.loss.reshape(()))
-    return torch.zeros_like(z) if z.grad is None else z.grad
-
-
 @QUANTIZER.check(
     rule="frozen, a quantizer stays as it is in training and hands on the gradient; unfrozen, it learns again",
     cause="freeze() that sets requires_grad alone: averages, starts and revivals go on",
@@ -52,8 +44,8 @@ def check_freeze(subject: QuantizerSubject) -> None:
             subject.call(module, subject.input(64))
         z, free = subject.input(64), clone(module).eval()
         module.freeze()
-        found = _input_gradient(subject, clone(module).eval(), z)
-        text = subject.about(found, _input_gradient(subject, free, z))
+        found = subject.input_gradient(clone(module).eval(), z)[0]
+        text = subject.about(found, subject.input_gradient(free, z)[0])
         require(not text, f"{stage}: gradient of the input, compared with that before freezing: {text}")
         before = state_of(module)
         for scale in (1.0, 100.0):

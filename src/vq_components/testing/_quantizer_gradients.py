@@ -15,6 +15,10 @@ def _declares_loss(subject: QuantizerSubject) -> bool:
     return subject.traits.commitment_weight is not None and has_codebook(subject)
 
 
+def _logs_errors(subject: QuantizerSubject) -> bool:
+    return _declares_loss(subject) and not subject.traits.composite
+
+
 def _parameters(module: Any) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
@@ -201,12 +205,13 @@ def check_terms(subject: QuantizerSubject) -> None:
         module, z = subject.started(training=training), subject.input(64).requires_grad_()
         result = subject.call(module, z)
         terms, expected = result.terms or {}, _expected_terms(subject, z, result)
-        if not subject.traits.composite and _declares_loss(subject):
+        if _logs_errors(subject):
             require(expected.keys() <= terms.keys(), f"terms are {', '.join(terms)}")
         for name, term in terms.items():
             require(term.shape == () and term.dtype == torch.float32, f"{name} is {tuple(term.shape)} {term.dtype}")
             require(not term.requires_grad, f"{name} requires grad")
-            value = expected.get(name, term)
+        for name in expected.keys() & terms.keys():
+            term, value = terms[name], expected[name]
             require(not subject.about(term, value), f"{name} is {float(term):.6g} instead of {float(value):.6g}")
         certain, diverse = (terms.get(name, torch.zeros(())) for name in ("entropy", "diversity"))
         require(
@@ -223,7 +228,7 @@ def _expected_terms(subject: QuantizerSubject, z: Tensor, result: QuantizerResul
         "perplexity": torch.special.entr(shares).sum(dim=1).exp().mean(),
         "usage": (shares > 0).double().mean(),
     }
-    if not subject.traits.composite and _declares_loss(subject):
+    if _logs_errors(subject):
         error = (subject.vectors(z) - subject.vectors(result.quantized)).detach().double().square().mean()
         expected |= {"commitment": error, "codebook": error}
     return expected

@@ -1,23 +1,31 @@
 """Checks of a quantizer: that what is set has an effect, and what is broken has none."""
 
 import torch
-from torch import Tensor
 
 from ._compare import clone
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
+from ._quantizer_updates import _can_be_set
 from ._report import require
 
-_WEIGHTS = ("temperature", "kl_weight", "commitment_weight", "codebook_weight", "entropy_weight", "diversity_weight")
+_SETTINGS = (
+    "temperature",
+    "kl_weight",
+    "commitment_weight",
+    "codebook_weight",
+    "entropy_weight",
+    "diversity_weight",
+    "index_weight",
+)
 
 
-def _can_be_set(subject: QuantizerSubject) -> bool:
+def _has_setter(subject: QuantizerSubject) -> bool:
     return has_codebook(subject) and hasattr(subject.fresh(), "set_codebook_")
 
 
 @QUANTIZER.check(
     rule="an entry that is not finite is chosen by no vector",
     cause="max() over scores, which gives NaN wherever there is one",
-    applies=lambda subject: subject.traits.strict and subject.traits.distance == "euclidean" and _can_be_set(subject),
+    applies=lambda subject: subject.traits.strict and _can_be_set(subject),
 )
 def check_broken_entry(subject: QuantizerSubject) -> None:
     """Guards all other entries against one that training has broken.
@@ -28,15 +36,13 @@ def check_broken_entry(subject: QuantizerSubject) -> None:
     """
     for training in subject.modes:
         module, z = subject.started(training=training), subject.input(100)
-        # Of an own parameter alone: a codebook that is computed hands out a copy.
-        weights = [w for n, w in module.state_dict().items() if n == "embedding.weight" and hasattr(module, "revival")]
-        for weight in weights:
-            weight[3] = 50.0  # far from all
-            expected = subject.call_copy(module, z).indices
-            for bad in (torch.nan, torch.inf, -torch.inf):
-                weight[3, 1] = bad
-                differ = int((subject.call_copy(module, z).indices != expected).sum())
-                require(differ == 0, f"an entry with {bad}: {differ} of {expected.numel()} indices change")
+        entries = subject.codebook(module)
+        entries[3] = 50.0  # far from all
+        expected = subject.call_copy(module, z).indices
+        for bad in (torch.nan, torch.inf, -torch.inf):
+            entries[3, 1] = bad
+            differ = int((subject.call_copy(module, z).indices != expected).sum())
+            require(differ == 0, f"an entry with {bad}: {differ} of {expected.numel()} indices change")
 
 
 @QUANTIZER.check(
@@ -69,28 +75,22 @@ def check_settings_have_effect(subject: QuantizerSubject) -> None:
 
         weights = F.gumbel_softmax(logits, dim=1)  # self.temperature is not handed on
     """
-    module, vectors = subject.started(), subject.input(64)
-
-    def answer(twin: torch.nn.Module) -> Tensor:
-        z = vectors.clone().requires_grad_()
-        result = subject.call_copy(twin, z)
-        cotangent = torch.linspace(-1, 1, result.quantized.numel()).view(result.quantized.shape)
-        (grad,) = torch.autograd.grad(result.loss + (result.quantized * cotangent).sum(), z)
-        return torch.cat([grad.flatten(), result.loss.detach().reshape(1)])
-
-    for name in _WEIGHTS:
+    module, z = subject.started(), subject.input(64)
+    usual = subject.input_gradient(module, z)
+    for name in _SETTINGS:
         value = getattr(module, name, None)
         if isinstance(value, float):
-            twin = clone(module)
-            setattr(twin, name, 3.0 * value)
-            same = torch.allclose(answer(twin), answer(module), rtol=1e-5, atol=1e-9)
+            changed = clone(module)
+            setattr(changed, name, 3.0 * value)
+            pairs = zip(subject.input_gradient(changed, z), usual, strict=True)
+            same = all(torch.allclose(*pair, rtol=1e-5, atol=1e-9) for pair in pairs)
             require(not same, f"{name} = {value} and {3.0 * value} give one loss and one gradient")
 
 
 @QUANTIZER.check(
     rule="after set_codebook_(entries) the codebook is these entries",
     cause="a projection, a bias or a scale that is left in front of them",
-    applies=lambda subject: subject.traits.strict and _can_be_set(subject),
+    applies=lambda subject: subject.traits.strict and _has_setter(subject),
 )
 def check_set_codebook_value(subject: QuantizerSubject) -> None:
     """Guards codebooks that are computed from parameters.

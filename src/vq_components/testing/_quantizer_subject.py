@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._compare import clone, differ, gap, state_difference, state_of
+from ._compare import backward, clone, differ, gap, state_difference, state_of
 from ._engine import Kind
 from ._quantizer_adapters import QuantizerAdapter, QuantizerResult, as_adapter, find_traits
 from ._quantizer_traits import QuantizerTraits
@@ -130,6 +130,14 @@ class QuantizerSubject:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.call(clone(module), z, mask)
+
+    def input_gradient(self, module: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient at the input of a weighted sum of all outputs and the loss, and the loss."""
+        z = z.clone().requires_grad_()
+        result = self.call_copy(module, z)
+        cotangent = torch.linspace(-1.0, 1.0, result.quantized.numel()).view(result.quantized.shape)
+        backward((result.quantized * cotangent).sum() + result.loss.reshape(()))
+        return torch.zeros_like(z) if z.grad is None else z.grad, result.loss.detach().reshape(())
 
     def codebook(self, module: Any) -> Tensor:
         """Its entries ``(K, D)``."""

@@ -99,19 +99,12 @@ def check_update_after(subject: QuantizerSubject) -> None:
 
         optimizer.register_step_pre_hook(update)
     """
-    hooked, called = subject.fresh(), subject.fresh()
-    called.update_()
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
-    inputs, free = [subject.input(32) for _ in range(3)], subject.fresh()
-    expected = [subject.call(free, z) for z in inputs]
+    _check_untied(subject, optimizer)  # first: ties that copies share would reach all that come after
+    hooked, called = subject.fresh(), subject.fresh()
+    called.update_()
     handle = hooked.update_after(optimizer)
-    removed = subject.fresh()
-    removed.update_after(optimizer).remove()
-    for name, untied in {"a copy": clone(hooked), "after remove(), it": removed}.items():
-        for z, answer in zip(inputs, expected, strict=True):
-            text = subject.results_differ(subject.call(untied, z), answer)
-            require(not text, f"{name} waits for the optimizer: {text}")
     for step in range(4):
         for z in (subject.input(32), subject.input(32)):
             text = subject.results_differ(subject.call(hooked, z), subject.call(called, z))
@@ -119,10 +112,29 @@ def check_update_after(subject: QuantizerSubject) -> None:
         parameter.grad = torch.ones(1)
         optimizer.step()
         called.update_()
-    if not has_codebook(subject):
-        return
-    text = differ(subject.codebook(hooked), subject.codebook(called), rtol=1e-5, atol=1e-6)
-    require(not text, f"after the last step, compared with update_(): {text}")
+        if has_codebook(subject):
+            text = differ(subject.codebook(hooked), subject.codebook(called), rtol=1e-5, atol=1e-6)
+            require(not text, f"after step {step}, compared with update_(): {text}")
+    if has_codebook(subject):
+        _check_hook(subject, hooked, handle, optimizer)
+
+
+def _check_untied(subject: QuantizerSubject, optimizer: torch.optim.Optimizer) -> None:
+    """What is tied to no optimizer, or no longer, is as if it had never been."""
+    inputs, free = [subject.input(32) for _ in range(3)], subject.fresh()
+    expected = [subject.call(free, z) for z in inputs]
+    tied, removed = subject.fresh(), subject.fresh()
+    handle = tied.update_after(optimizer)
+    removed.update_after(optimizer).remove()
+    for name, untied in {"a copy": clone(tied), "after remove(), it": removed}.items():
+        for z, answer in zip(inputs, expected, strict=True):
+            text = subject.results_differ(subject.call(untied, z), answer)
+            require(not text, f"{name} waits for the optimizer: {text}")
+    handle.remove()
+
+
+def _check_hook(subject: QuantizerSubject, hooked: Any, handle: Any, optimizer: torch.optim.Optimizer) -> None:
+    """The update comes after a step that succeeds, and no longer once the handle is removed."""
     subject.call(hooked, subject.input(32))
     before = subject.codebook(hooked).clone()
     with contextlib.suppress(ZeroDivisionError):

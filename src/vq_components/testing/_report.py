@@ -1,6 +1,6 @@
 """What a failed check says."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class CheckFailure(AssertionError):
@@ -51,3 +51,12 @@ def require(holds: bool, measured: str) -> None:
     """Ends a check unless ``holds``."""
     if not holds:
         fail(measured)
+
+
+def refused(call: Callable[[], object], *errors: type[Exception]) -> bool:
+    """Whether a call raises one of the errors."""
+    try:
+        call()
+    except errors:
+        return True
+    return False

@@ -2,6 +2,7 @@
 
 LOSS, PARTS, GRADS, PAIRS = "losses/_vqgan.py", "losses/_parts.py", "losses/_gradients.py", "functional/_adversarial.py"
 CALL = "losses/_vqlpips.py"
+LPIPS, DISC = "losses/_perceptual.py", "networks/_discriminator.py"
 
 # fmt: off
 MUTANTS = [
@@ -69,24 +70,24 @@ MUTANTS = [
     ("shapes not checked", PARTS, "if images.shape != reconstructions.shape or images.ndim < 2:", "if images.ndim < 2:"),
     ("players swapped", LOSS, "        if optimizer_idx == 1:\n", "        if optimizer_idx == 0:\n"),
     ("disc_weight not handed on", CALL, "            disc_weight=disc_weight,\n", ""),
-    ("LPIPS not scaled", "losses/_perceptual.py", "- self.shift) / self.scale", "- self.shift)"),
-    ("LPIPS sums over space", "losses/_perceptual.py", ".mean(dim=(1, 2))", ".sum(dim=(1, 2))"),
-    ("LPIPS not normalized", "losses/_perceptual.py", "(_unit(x) - _unit(y))", "(x - y)"),
-    ("LPIPS heads ignored", "losses/_perceptual.py", ".square() * getattr(self, self.heads[index])", ".square()"),
-    ("ActNorm starts in evaluation", "networks/_discriminator.py", "if self.training:", "if True:"),
-    ("ActNorm starts every time", "networks/_discriminator.py", "starts = (self.initialized == 0) & ", "starts = "),
-    ("condition gets gradients", "losses/_parts.py", "cond.detach()", "cond"),
-    ("quantizer loss summed", "losses/_vqgan.py", "quantizer = adversarial.mean(", "quantizer = torch.sum("),
-    ("no adversarial term in evaluation", "losses/_vqgan.py",
+    ("LPIPS not scaled", LPIPS, "- self.shift) / self.scale", "- self.shift)"),
+    ("LPIPS sums over space", LPIPS, ".mean(dim=(1, 2))", ".sum(dim=(1, 2))"),
+    ("LPIPS not normalized", LPIPS, "(_unit(x) - _unit(y))", "(x - y)"),
+    ("LPIPS heads ignored", LPIPS, ".square() * getattr(self, self.heads[index])", ".square()"),
+    ("ActNorm starts in evaluation", DISC, "if self.training:", "if True:"),
+    ("ActNorm starts every time", DISC, "starts = (self.initialized == 0) & ", "starts = "),
+    ("condition gets gradients", PARTS, "cond.detach()", "cond"),
+    ("quantizer loss summed", LOSS, "quantizer = adversarial.mean(", "quantizer = torch.sum("),
+    ("no adversarial term in evaluation", LOSS,
      "        if factor > 0:",
      "        if factor > 0 and self.training:"),
-    ("LPIPS in half", "losses/_perceptual.py",
+    ("LPIPS in half", LPIPS,
      "return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved",
      "return moved"),
-    ("pixel by one channel", "losses/_vqgan.py", "(images - copy).abs()", "(images - copy)[:, :1].abs()"),
-    ("signed pixel difference", "losses/_vqgan.py", "(images - copy).abs()", "(images - copy)"),
-    ("balance averages instead of norms", "functional/_adversarial.py",
+    ("pixel by one channel", LOSS, "(images - copy).abs()", "(images - copy)[:, :1].abs()"),
+    ("signed pixel difference", LOSS, "(images - copy).abs()", "(images - copy)"),
+    ("balance averages instead of norms", PAIRS,
      "torch.linalg.vector_norm(to_full_precision(found))",
      "to_full_precision(found).abs().mean()"),
-    ("max weight one", "losses/_gradients.py", "max_weight=1e4", "max_weight=1.0"),
+    ("max weight one", GRADS, "max_weight=1e4", "max_weight=1.0"),
 ]
