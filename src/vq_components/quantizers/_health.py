@@ -76,7 +76,7 @@ class _Window:
     """Sums over the vectors that one stage has looked up, and its entries if they are learned."""
 
     def __init__(self, size: int, codebook: Codebook | None, device: torch.device) -> None:
-        self.entries = torch.zeros(0, 0, device=device) if codebook is None else codebook.weight.detach()
+        self.entries = torch.zeros(0, 0, device=device) if codebook is None else codebook.all_entries().detach()
         # Double precision for variances, where the device has it.
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self.counts = torch.zeros(size, dtype=torch.int64, device=device)

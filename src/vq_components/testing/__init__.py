@@ -84,6 +84,9 @@ from ._quantizer_gradients import check_output_moves_no_codebook as check_output
 from ._quantizer_gradients import check_reference as check_reference
 from ._quantizer_gradients import check_terms as check_terms
 from ._quantizer_gradients import check_two_forwards_one_backward as check_two_forwards_one_backward
+from ._quantizer_health import check_health_changes_nothing as check_health_changes_nothing
+from ._quantizer_health import check_health_counts as check_health_counts
+from ._quantizer_health import check_health_measures as check_health_measures
 from ._quantizer_layout import check_autocast as check_autocast
 from ._quantizer_layout import check_half_precision as check_half_precision
 from ._quantizer_layout import check_index_range as check_index_range
@@ -105,6 +108,9 @@ from ._quantizer_settings import check_broken_entry as check_broken_entry
 from ._quantizer_settings import check_noise as check_noise
 from ._quantizer_settings import check_set_codebook_value as check_set_codebook_value
 from ._quantizer_settings import check_settings_have_effect as check_settings_have_effect
+from ._quantizer_stages import check_stage_dropout as check_stage_dropout
+from ._quantizer_stages import check_stages_in_use as check_stages_in_use
+from ._quantizer_stages import check_unused_stages_rest as check_unused_stages_rest
 from ._quantizer_state import check_copies as check_copies
 from ._quantizer_state import check_encode_changes_nothing as check_encode_changes_nothing
 from ._quantizer_state import check_eval_changes_nothing as check_eval_changes_nothing

@@ -107,3 +107,12 @@ def check_set_codebook_value(subject: QuantizerSubject) -> None:
     module.set_codebook_(entries)
     text = subject.about(subject.codebook(module), entries)
     require(not text, text)
+    if subject.traits.distance == "cosine":
+        longer, z = clone(module), subject.input(64)
+        longer.set_codebook_(5.0 * entries)
+        for name in ("at once", "after an update"):
+            text = subject.about(subject.codebook(longer), subject.codebook(module))
+            require(not text, f"entries five times as long, {name}: {text}")
+            for each in (module, longer):
+                subject.call(each, z)
+                subject.update(each)

@@ -1,0 +1,148 @@
+"""Checks of a quantizer that reports on its codebook."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._compare import state_difference, state_of
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
+from ._report import refused, require
+
+
+def _reports(subject: QuantizerSubject) -> bool:
+    return subject.traits.strict and callable(getattr(subject.fresh(), "health", None))
+
+
+@QUANTIZER.check(
+    rule="health() changes nothing, in any mode and at any stage of life",
+    cause="a training forward inside, or eval() that is not taken back part by part",
+    applies=_reports,
+)
+def check_health_changes_nothing(subject: QuantizerSubject) -> None:
+    """Guards a training against being looked at.
+
+    Fails it::
+
+        self.eval()
+        ...
+        self.train()  # and parts that were in evaluation are not any more
+    """
+    for stage, module in subject.at_stages().items():
+        for training in (True, False):
+            module.train(training)
+            parts = list(module.modules())
+            parts[-1].train(not training)  # a part may be in another mode
+            modes, before = [part.training for part in parts], state_of(module)
+            module.health(subject.input(24))
+            require(refused(partial(module.health, torch.zeros(3)), Exception), "three zeros are taken")
+            text = state_difference(state_of(module), before)
+            require(not text, f"{stage}: {text}")
+            changed = sum(part.training != mode for part, mode in zip(parts, modes, strict=True))
+            require(changed == 0, f"{stage}: {changed} of {len(parts)} modules are left in another mode")
+
+
+@QUANTIZER.check(
+    rule="health() counts the indices of encode() over all batches of the window, without masked positions",
+    cause="numbers of the last batch alone, or a mean of means",
+    applies=_reports,
+)
+def check_health_counts(subject: QuantizerSubject) -> None:
+    """Guards usage, perplexity and the number of dead entries, for each stage on its own.
+
+    Fails it::
+
+        usage = torch.stack([usage_of(batch) for batch in latents]).mean()
+    """
+    size = subject.traits.codebook_size or 1
+    for training in (True, False):
+        module = subject.started(training=training)
+        window = [subject.input(40), 3.0 * subject.input(10)]
+        masks = [torch.rand(z.movedim(subject.traits.channel_dim, -1).shape[:-1]) > 0.3 for z in window]
+        for live in (None, masks):
+            health = module.health(window, live)
+            chosen = [subject.flat(module.encode(z)) for z in window]
+            if live is not None:
+                chosen = [each[mask.flatten()] for each, mask in zip(chosen, live, strict=True)]
+            stages = torch.cat(chosen).flatten(1).T if subject.traits.index_shape else torch.cat(chosen)[None]
+            counts = torch.stack([torch.bincount(stage, minlength=size) for stage in stages])
+            shares = counts.double() / counts.sum(dim=1, keepdim=True)
+            expected = {
+                "counts": counts,
+                "usage": (counts > 0).double().mean(dim=1),
+                "perplexity": torch.special.entr(shares).sum(dim=1).exp(),
+                "dead": (counts == 0).sum(dim=1),
+            }
+            where = "with a mask" if live is not None else "without a mask"
+            for name, value in expected.items():
+                text = subject.about(
+                    getattr(health, name).double(), value.double().reshape(getattr(health, name).shape)
+                )
+                require(not text, f"{name}, {where}: {text}")
+
+
+@QUANTIZER.check(
+    rule="health() measures entries, latents and their distance, and says what is wrong",
+    cause="squared norms for norms, or an error that is not in shares of the variance",
+    applies=lambda subject: (
+        _reports(subject)
+        and has_codebook(subject)
+        and not subject.traits.composite
+        and subject.traits.distance is not None
+        and hasattr(subject.fresh(), "revival")
+        and (subject.traits.codebook_size or 0) <= 1024
+    ),
+)
+def check_health_measures(subject: QuantizerSubject) -> None:
+    """Guards norms, error, duplicates and reasons by a brute force in float64.
+
+    Fails it::
+
+        error = (z - entries).square().mean()  # of which scale?
+    """
+    module = subject.started()
+    with torch.no_grad():  # as after steps of an optimizer
+        for parameter in module.parameters():
+            parameter.mul_(1 + torch.rand_like(parameter))
+    window = [subject.input(40), 3.0 * subject.input(10)]
+    vectors, entries = torch.cat([subject.vectors(z) for z in window]).double(), subject.codebook(module).double()
+    if subject.traits.distance == "cosine":
+        vectors = torch.nn.functional.normalize(vectors, dim=1)
+    nearest = torch.cdist(vectors, entries).amin(dim=1)
+    variance = (vectors - vectors.mean(dim=0)).square().sum(dim=1).mean()
+    expected = {
+        "code_norms": _low_mean_high(entries.norm(dim=1)),
+        "latent_norms": _low_mean_high(vectors.norm(dim=1)),
+        "error": nearest.square().mean() / variance,
+        "duplicates": torch.tensor(len(entries) - len(torch.unique(entries, dim=0))),
+    }
+    health = module.health(window)
+    for name, value in expected.items():
+        text = subject.about(getattr(health, name).double(), value.double())
+        require(not text, f"{name}: {text}")
+    _check_reasons(subject, module, window)
+
+
+def _low_mean_high(norms: Tensor) -> Tensor:
+    return torch.stack([norms.min(), norms.mean(), norms.max()])
+
+
+def _check_reasons(subject: QuantizerSubject, module: Any, window: list[Tensor]) -> None:
+    """Each trouble gives another sentence than a sound codebook has."""
+    entries = subject.codebook(module)[torch.randperm(len(subject.codebook(module)))]
+    sound = subject.from_vectors(entries.repeat(30, 1) + 0.01 * torch.randn(30 * len(entries), entries.shape[1]))
+    usual = set(module.health(sound).reasons)
+    module.set_codebook_(torch.cat([entries[:1], entries[:1], entries[2:]]))
+    doubled = module.health(sound)
+    require(int(doubled.duplicates) == 2, f"two equal entries are counted as {int(doubled.duplicates)} duplicates")
+    bad = window[0].clone()
+    bad[0] = torch.nan
+    module.set_codebook_(entries)
+    one = subject.from_vectors(entries[:1].repeat(100, 1))
+    for name, reasons in {
+        "two entries are equal": doubled.reasons,
+        "a latent is NaN": module.health(bad).reasons,
+        "all latents have one entry": module.health(one).reasons,
+    }.items():
+        require(bool(set(reasons) - usual), f"{name}, and nothing is said of it: {reasons}")
