@@ -148,6 +148,8 @@ def subjects():
             {**euclidean, "learns": True, "reference": plain_simvq},
         ),
         "index": (IndexBackpropQuantizer(16, 4), {"reference": plain_index}),
+        # More entries than one tile of the scores.
+        "index-large": (IndexBackpropQuantizer(9000, 4), {"reference": plain_index}),
         "gumbel": (GumbelQuantizer(16, 4, in_channels=6), {"stochastic": True, "reference": plain_gumbel}),
         "gumbel-soft": (GumbelQuantizer(16, 4, in_channels=6, straight_through=False), {"stochastic": True}),
         "projected": (ProjectedQuantizer(VectorQuantizer(16, 4), dim=6), {"reference": plain_projected}),

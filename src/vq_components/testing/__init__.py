@@ -40,7 +40,6 @@ from ._prior_adapters import transformers_prior as transformers_prior
 from ._prior_adapters import x_transformers_prior as x_transformers_prior
 from ._prior_conditional import check_conditional_noise as check_conditional_noise
 from ._prior_conditional import check_conditional_sequence as check_conditional_sequence
-from ._prior_conditional import check_windows as check_windows
 from ._prior_logits import check_causality as check_causality
 from ._prior_logits import check_conditions_used as check_conditions_used
 from ._prior_logits import check_logits_shape as check_logits_shape
@@ -101,6 +100,9 @@ from ._quantizer_manners import check_wrong_channels as check_wrong_channels
 from ._quantizer_mask import check_mask_equals_cutting_out as check_mask_equals_cutting_out
 from ._quantizer_mask import check_mask_of_nothing as check_mask_of_nothing
 from ._quantizer_mask import check_mask_output as check_mask_output
+from ._quantizer_refusals import check_refuses_codebooks as check_refuses_codebooks
+from ._quantizer_refusals import check_refuses_indices as check_refuses_indices
+from ._quantizer_refusals import check_refuses_inputs as check_refuses_inputs
 from ._quantizer_revival import check_revival as check_revival
 from ._quantizer_revival import check_revival_prefers_errors as check_revival_prefers_errors
 from ._quantizer_revival import check_updates_leave_live_entries as check_updates_leave_live_entries
@@ -111,6 +113,7 @@ from ._quantizer_settings import check_settings_have_effect as check_settings_ha
 from ._quantizer_stages import check_stage_dropout as check_stage_dropout
 from ._quantizer_stages import check_stages_in_use as check_stages_in_use
 from ._quantizer_stages import check_unused_stages_rest as check_unused_stages_rest
+from ._quantizer_state import check_codebook_file as check_codebook_file
 from ._quantizer_state import check_copies as check_copies
 from ._quantizer_state import check_encode_changes_nothing as check_encode_changes_nothing
 from ._quantizer_state import check_eval_changes_nothing as check_eval_changes_nothing

@@ -1,6 +1,7 @@
 """Comparing tensors, modules and their states, in words."""
 
 import copy
+import sys
 from typing import Any
 
 import torch
@@ -65,3 +66,11 @@ def clone(module: Any) -> Any:
 def backward(loss: Tensor) -> None:
     """Calls ``backward()`` of one number of any shape."""
     torch.autograd.backward(loss.reshape(()))
+
+
+def importable(kind: type) -> bool:
+    """Whether a pickle can name this class: not one of a notebook's cell, or of a function."""
+    found: Any = sys.modules.get(kind.__module__)
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is kind

@@ -48,6 +48,7 @@ def check_freeze(subject: QuantizerSubject) -> None:
         text = subject.about(found, subject.input_gradient(free, z)[0])
         require(not text, f"{stage}: gradient of the input, compared with that before freezing: {text}")
         before = state_of(module)
+        _check_hook_rests(subject, module, before, stage)
         for scale in (1.0, 100.0):
             named = _train(subject, module, (subject.input(64) * scale).requires_grad_())
             text = state_difference(state_of(module), before)
@@ -57,3 +58,16 @@ def check_freeze(subject: QuantizerSubject) -> None:
         named = _train(subject, module, subject.input(64).requires_grad_())
         moved = bool(named) or bool(state_difference(state_of(module), before))
         require(moved or not subject.traits.learns, f"{stage}: after unfreeze() nothing learns")
+
+
+def _check_hook_rests(subject: QuantizerSubject, module: Any, before: dict[str, Tensor], stage: str) -> None:
+    """What was counted before freeze() waits, when the hook of an optimizer comes too."""
+    if not hasattr(module, "update_after"):
+        return
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    handle = module.update_after(optimizer)
+    subject.call(module, subject.input(64))
+    optimizer.step()
+    text = state_difference(state_of(module), before)
+    require(not text, f"{stage}, after a step of an optimizer that it is tied to: {text}")
+    handle.remove()

@@ -84,6 +84,8 @@ def check_revival(subject: QuantizerSubject) -> None:
     require(float(own.max()) <= limit, f"a live entry moved by {float(own.max()):.3g}")
     _check_after_revival(subject, module, dead)
     _check_rarely_used(subject, entries, due)
+    if subject.traits.strict:
+        _check_rare_but_far(subject, entries, due)
 
 
 def _check_rarely_used(subject: QuantizerSubject, entries: Tensor, due: int) -> None:
@@ -98,6 +100,28 @@ def _check_rarely_used(subject: QuantizerSubject, entries: Tensor, due: int) -> 
         if float((subject.codebook(module)[0] - before).norm()) > 2.0:
             return
     require(False, f"an entry with one of {len(rows)} vectors in each update is not revived in {due + 3} updates")
+
+
+def _check_rare_but_far(subject: QuantizerSubject, entries: Tensor, due: int) -> None:
+    """An entry with a tiny share of the vectors, but its fair one of all distances, stands for what is rare: it stays.
+
+    The vectors lie around it in pairs, so that an average does not move it either.
+    """
+    entries = entries.clone()
+    entries[0] = 1e3
+    module = _set(subject, entries, revive=True)
+    size, dim = entries.shape
+    pairs = 2 * size * math.ceil(1 / module.revival.threshold)
+    often, axis = torch.arange(1, size).repeat(pairs // 2), torch.zeros(dim)
+    axis[0] = 0.1 * pairs / 2  # two vectors as far together as those of another entry are
+    for update in range(due + 3):
+        near = _near(entries, often, spread=0.0)
+        near[:, 1 % dim] += 0.1 * torch.where(torch.arange(len(near)) < len(near) // 2, 1.0, -1.0)
+        far = 1e3 * torch.ones(dim) + torch.stack([axis, -axis])
+        subject.call(module, subject.from_vectors(torch.cat([near, far])))
+        module.update_()
+        moved = float((subject.codebook(module)[0] - entries[0]).norm())
+        require(moved < 1.0, f"a rare entry with its fair share of the distances moved by {moved:.3g}, update {update}")
 
 
 def _check_after_revival(subject: QuantizerSubject, module: Any, dead: Tensor) -> None:

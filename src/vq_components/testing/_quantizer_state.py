@@ -4,13 +4,12 @@ import contextlib
 import copy
 import io
 import pickle
-import sys
 from typing import Any
 
 import torch
 from torch import nn
 
-from ._compare import clone, state_difference, state_of
+from ._compare import clone, gap, importable, state_difference, state_of
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_decode
 from ._report import require
 
@@ -120,6 +119,52 @@ def check_state_dict(subject: QuantizerSubject) -> None:
 
 
 @QUANTIZER.check(
+    rule="a file with the entries alone is a codebook that has started: it goes on as after set_codebook_",
+    cause="a flag that the file lacks, so that the next training batch overwrites what was loaded",
+    applies=lambda subject: (
+        subject.traits.strict
+        and has_codebook(subject)
+        and all(hasattr(subject.fresh(), name) for name in ("set_codebook_", "revival"))
+    ),
+)
+def check_codebook_file(subject: QuantizerSubject) -> None:
+    """Guards codebooks of other code, whose files know nothing of starts and statistics.
+
+    Fails it::
+
+        self.register_buffer("started", torch.tensor(False))  # stays False
+    """
+    trained = subject.started()
+    entries = subject.codebook(trained).clone()
+    state = trained.state_dict()
+    only = {name: tensor for name, tensor in state.items() if name.endswith("weight")}
+    for stage, loaded in subject.at_stages().items():
+        loaded.load_state_dict(dict(only), strict=True)
+        expected = subject.fresh()
+        expected.set_codebook_(entries)
+        for module in (loaded, expected):
+            module.update_()
+        for step in range(8):
+            z = subject.input(40 if step else 64)
+            result, other = subject.call(loaded, z), subject.call(expected, z)
+            text = gap(result.indices, other.indices) or subject.about(result.quantized, other.quantized)
+            require(not text, f"loaded over one {stage}, step {step}: {text}")
+            for module in (loaded, expected):
+                module.update_()
+            text = subject.about(subject.codebook(loaded), subject.codebook(expected))
+            require(not text, f"loaded over one {stage}, entries after update {step}: {text}")
+    averages = [name for name in state if name.endswith(("cluster_size", "embed_avg"))]
+    if averages:
+        loaded = subject.fresh()
+        loaded.revival = None
+        loaded.load_state_dict({**only, **{name: 7.0 * torch.ones_like(state[name]) for name in averages}})
+        subject.call(loaded, subject.from_vectors(entries))
+        loaded.update_()
+        text = subject.about(subject.codebook(loaded), entries)
+        require(not text, f"with averages that do not fit the entries, after an update with the entries: {text}")
+
+
+@QUANTIZER.check(
     rule="a deep copy and a pickle go on as the original, and share nothing with it",
     cause="a buffer that is not a leaf, a lambda or a hook that holds the original, or a shared tensor",
 )
@@ -138,16 +183,8 @@ def check_copies(subject: QuantizerSubject) -> None:
             subject.update(twin)
         text = state_difference(state_of(module), before)
         require(not text, f"{stage}, training a copy changed the original: {text}")
-        if all(_importable(type(part)) for part in module.modules()):
+        if all(importable(type(part)) for part in module.modules()):
             _check_twins(subject, copy.deepcopy(module), pickle.loads(pickle.dumps(module)), f"{stage}, pickle")
-
-
-def _importable(kind: type) -> bool:
-    """Whether a pickle can name this class: not one of a notebook's cell, or of a function."""
-    found: Any = sys.modules.get(kind.__module__)
-    for name in kind.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is kind
 
 
 def _check_twins(subject: QuantizerSubject, module: Any, other: Any, name: str) -> None:

@@ -163,27 +163,46 @@ def check_two_processes(subject: QuantizerSubject) -> None:
 
         self.embed_sum.lerp_(one_hot.T @ z, 0.01)  # without all_reduce
     """
-    starts = [subject.fresh(), subject.started()]
-    batches = [[subject.input(96) for _ in range(3)] for _ in starts]
+    starts = {"fresh": subject.fresh(), "started": subject.started()}
+    batches = [subject.input(96) for _ in range(3)]
+    uneven = [(z, torch.rand(z.movedim(subject.traits.channel_dim, -1).shape[:-1]) > 0.3) for z in batches]
+    uneven[1][1][: len(batches[1]) // 4] = False  # the first process has no live position here
 
-    def run(rank: int, world: int) -> list[dict[str, Tensor]]:
-        states = []
-        for start, steps in zip(starts, batches, strict=True):
+    def run(rank: int, world: int) -> dict[str, dict[str, Tensor]]:
+        states = {}
+        for name, start in starts.items():
             module = clone(start)
             subject.update(module)
-            for z in steps:
+            for z in batches:
                 subject.call(module, z.chunk(world)[rank])
                 subject.update(module)
-            states.append({name: t for name, t in state_of(module).items() if t.is_floating_point()})
+            states[name] = {name: t for name, t in state_of(module).items() if t.is_floating_point()}
+            if subject.traits.strict and subject.traits.mask:
+                states[f"{name}, uneven and masked"] = _run_uneven(subject, clone(start), uneven, rank, world)
         return states
 
     expected = run(0, 1)
     first, second = in_two_processes(lambda rank: run(rank, 2))
-    for name, one, other, joined in zip(("fresh", "started"), first, second, expected, strict=True):
+    for name, joined in expected.items():
+        one, other = first[name], second[name]
         text = state_difference(other, one, rtol=1e-5, atol=1e-6)
         require(not text, f"{name}, the second process compared with the first: {text}")
         text = state_difference(one, joined, rtol=1e-3, atol=1e-4)
         require(not text, f"{name}, two processes compared with one: {text}")
+
+
+def _run_uneven(
+    subject: QuantizerSubject, module: Any, batches: list[tuple[Tensor, Tensor]], rank: int, world: int
+) -> dict[str, Tensor]:
+    """The state, integers included, after two forwards for each update, and one that waits for its update."""
+    subject.update(module)
+    for z, mask in batches:
+        cut = [len(z) // 4] if world == 2 else []
+        for factor in (1.0, 2.0):
+            subject.call(module, (factor * z).tensor_split(cut)[rank], mask.tensor_split(cut)[rank])
+        subject.update(module)
+    subject.call(module, batches[0][0].tensor_split(cut)[rank])
+    return state_of(module)
 
 
 def _has_state(subject: QuantizerSubject) -> bool:

@@ -1,12 +1,13 @@
 """Checks of a quantizer whose codebook learns outside of an optimizer: averages, start, and revival."""
 
 import contextlib
+import pickle
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._compare import clone, differ
+from ._compare import clone, differ, importable
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import require
 
@@ -126,7 +127,10 @@ def _check_untied(subject: QuantizerSubject, optimizer: torch.optim.Optimizer) -
     tied, removed = subject.fresh(), subject.fresh()
     handle = tied.update_after(optimizer)
     removed.update_after(optimizer).remove()
-    for name, untied in {"a copy": clone(tied), "after remove(), it": removed}.items():
+    untied_ones = {"a copy": clone(tied), "after remove(), it": removed}
+    if all(importable(type(part)) for part in tied.modules()):
+        untied_ones["a pickle"] = pickle.loads(pickle.dumps(tied))
+    for name, untied in untied_ones.items():
         for z, answer in zip(inputs, expected, strict=True):
             text = subject.results_differ(subject.call(untied, z), answer)
             require(not text, f"{name} waits for the optimizer: {text}")

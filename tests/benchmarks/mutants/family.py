@@ -4,6 +4,7 @@ SCALAR, GUMBEL, LINEAR = "quantizers/_scalar.py", "quantizers/_gumbel.py", "quan
 INDEX, WRAP, REG = "quantizers/_index.py", "quantizers/_wrappers.py", "functional/_regularizers.py"
 BASE, VECTOR, BOOK = "quantizers/_base.py", "quantizers/_vector.py", "quantizers/_codebook.py"
 STATS, BACKPROP = "quantizers/_statistics.py", "functional/_index.py"
+HEALTH = "quantizers/_health.py"
 
 # fmt: off
 MUTANTS = [
@@ -81,4 +82,37 @@ MUTANTS = [
     ("estimator ignored", VECTOR,
      "self.estimator(z, entries.detach())",
      "functional.straight_through(z, entries.detach())"),
+    ("stage dropout inverted", WRAP,
+     "torch.rand((), device=device) >= self.dropout",
+     "torch.rand((), device=device) < self.dropout"),
+    ("stage dropout never uses all", WRAP,
+     "last = torch.randint(len(self.quantizers), ()",
+     "last = torch.randint(len(self.quantizers) - 1, ()"),
+    ("terms are means over unused stages too", WRAP,
+     "total / uses.sum()",
+     "total / len(outputs)"),
+    ("terms count unused stages", WRAP,
+     "torch.where(uses, torch.stack([out.terms[key] for out in outputs]), 0).sum()",
+     "torch.stack([out.terms[key] for out in outputs]).sum()"),
+    ("unused stages keep an index", WRAP,
+     "indices.append(torch.where(chosen, out.indices, -1))",
+     "indices.append(out.indices)"),
+    ("unused stages count all vectors", WRAP,
+     "out = stage._quantize(torch.where(own[:, None], residual, 0), own)",
+     "out = stage._quantize(torch.where(own[:, None], residual, 0), live)"),
+    ("health of a cosine codebook by its rows", HEALTH,
+     "codebook.all_entries().detach()",
+     "codebook.weight.detach()"),
+    ("set_codebook_ of a cosine codebook keeps the lengths", BOOK,
+     "self.weight.copy_(as_entries(weight.to(self.weight), unit_norm=self.unit_norm))",
+     "self.weight.copy_(weight.to(self.weight))"),
+    ("health of the last batch alone", HEALTH,
+     "self.counts += count_codes(indices[live], len(self.counts))",
+     "self.counts = count_codes(indices[live], len(self.counts))"),
+    ("health sets all parts to one mode", HEALTH,
+     "            module.training = training\n",
+     "            module.training = modes[quantizer]\n"),
+    ("health without the mask", HEALTH,
+     "indices = quantizer.forward(z, mask).indices",
+     "indices = quantizer.forward(z).indices"),
 ]
