@@ -1,5 +1,6 @@
 """Checks of a quantizer that revives dead entries."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -86,6 +87,7 @@ def check_revival(subject: QuantizerSubject) -> None:
     _check_rarely_used(subject, entries, due)
     if subject.traits.strict:
         _check_rare_but_far(subject, entries, due)
+        _check_forgets_candidates(subject)
 
 
 def _check_rarely_used(subject: QuantizerSubject, entries: Tensor, due: int) -> None:
@@ -122,6 +124,20 @@ def _check_rare_but_far(subject: QuantizerSubject, entries: Tensor, due: int) ->
         module.update_()
         moved = float((subject.codebook(module)[0] - entries[0]).norm())
         require(moved < 1.0, f"a rare entry with its fair share of the distances moved by {moved:.3g}, update {update}")
+
+
+def _check_forgets_candidates(subject: QuantizerSubject) -> None:
+    """No entry moves to a vector that was counted before set_codebook_."""
+    entries = _entries(subject)
+    module = _set(subject, entries, revive=True)
+    module.revival = dataclasses.replace(module.revival, decay=0.0)  # an entry is dead after one update
+    subject.call(module, subject.from_vectors(entries + 1e4))
+    module.set_codebook_(entries)
+    half = torch.arange(len(entries) // 2).repeat(4)
+    subject.call(module, subject.from_vectors(_near(entries, half)))
+    module.update_()
+    far = int((subject.codebook(module).norm(dim=1) > 5e3).sum())
+    require(far == 0, f"{far} entries revived at vectors that were counted before set_codebook_")
 
 
 def _check_after_revival(subject: QuantizerSubject, module: Any, dead: Tensor) -> None:
