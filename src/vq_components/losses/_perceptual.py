@@ -52,8 +52,7 @@ class LPIPSLoss(nn.Module):
 
     ``d(x, x̂) = sum_l mean_hw sum_c w_lc (y_lc(x) - y_lc(x̂))^2``, where ``y_l`` are the features of layer ``l`` of a
     classification network, each vector scaled to unit length, and ``w_l`` weights that were fitted to human judgments.
-    Network and weights are those of the ``lpips`` package (version 0.1), and so are the values. The gradient is that of
-    the package too, and finite also where theirs is not: at features that are all zero.
+    Network and weights are those of the ``lpips`` package (version 0.1), and so are values and gradient.
 
     The network is hidden: it is in eval mode and frozen whatever is called on this module or its owner, in neither
     ``parameters()`` nor ``state_dict()``, and moves with ``.to()``, ``.cuda()`` and ``.double()``. It computes in
