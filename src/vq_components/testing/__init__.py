@@ -112,6 +112,7 @@ from ._quantizer_settings import check_set_codebook_value as check_set_codebook_
 from ._quantizer_settings import check_settings_have_effect as check_settings_have_effect
 from ._quantizer_stages import check_stage_dropout as check_stage_dropout
 from ._quantizer_stages import check_stages_in_use as check_stages_in_use
+from ._quantizer_stages import check_stages_start_in_turn as check_stages_start_in_turn
 from ._quantizer_stages import check_unused_stages_rest as check_unused_stages_rest
 from ._quantizer_state import check_codebook_file as check_codebook_file
 from ._quantizer_state import check_copies as check_copies

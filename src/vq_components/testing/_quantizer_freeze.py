@@ -17,6 +17,7 @@ def _can_freeze(subject: QuantizerSubject) -> bool:
 
 def _train(subject: QuantizerSubject, module: Any, z: Tensor) -> list[str]:
     """A training step's forward, backward and update; names of the parameters that got gradients."""
+    module.zero_grad(set_to_none=True)
     result = subject.call(module, z)
     loss = (result.quantized * torch.randn_like(result.quantized)).sum() + result.loss.reshape(())
     if loss.requires_grad:
@@ -54,10 +55,21 @@ def check_freeze(subject: QuantizerSubject) -> None:
             text = state_difference(state_of(module), before)
             require(not text, f"{stage}: {text}")
             require(not subject.traits.strict or not named, f"{stage}: gradients at {', '.join(named[:5])}")
-        module.unfreeze()
+        named = _train(subject, module.eval(), subject.input(64).requires_grad_())
+        require(not subject.traits.strict or not named, f"{stage}: gradients in evaluation at {', '.join(named[:5])}")
+        module.train().unfreeze()
         named = _train(subject, module, subject.input(64).requires_grad_())
-        moved = bool(named) or bool(state_difference(state_of(module), before))
-        require(moved or not subject.traits.learns, f"{stage}: after unfreeze() nothing learns")
+        moved = {*named, *_changed(module, before)}
+        require(bool(moved) or not subject.traits.learns, f"{stage}: after unfreeze() nothing learns")
+        if subject.traits.strict and not subject.traits.stochastic:
+            named = _train(subject, free.train(), subject.input(64).requires_grad_())
+            rest = sorted({*named, *_changed(free, before)} - moved)
+            require(not rest, f"{stage}: after unfreeze() still at rest: {', '.join(rest[:5])}")
+
+
+def _changed(module: Any, before: dict[str, Tensor]) -> set[str]:
+    """Names of parameters and buffers that are not as they were."""
+    return {name for name, tensor in state_of(module).items() if not torch.equal(tensor, before[name])}
 
 
 def _check_hook_rests(subject: QuantizerSubject, module: Any, before: dict[str, Tensor], stage: str) -> None:

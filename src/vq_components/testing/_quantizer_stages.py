@@ -139,3 +139,39 @@ def check_unused_stages_rest(subject: QuantizerSubject) -> None:
                 require(not moved, f"stage {number + 1} gets a gradient when {used} are in use")
             else:
                 require(bool(text) or moved, f"stage {number + 1} learns nothing when {used} are in use")
+
+
+def _starts_in_turn(subject: QuantizerSubject) -> bool:
+    if not _is_residual(subject) or _drops(subject):
+        return False
+    books = [getattr(stage, "embedding", None) for stage in subject.fresh().quantizers]
+    # Averages move entries that have not started as well.
+    learned = all(isinstance(getattr(book, "weight", None), torch.nn.Parameter) for book in books)
+    return learned and all(not bool(getattr(book, "started", True)) for book in books)
+
+
+@QUANTIZER.check(
+    rule="stages start from data one update after the other",
+    cause="a start of all stages from one batch, of which the stage before has just taken its entries",
+    applies=_starts_in_turn,
+)
+def check_stages_start_in_turn(subject: QuantizerSubject) -> None:
+    """Guards later stages against a start from what the first one stands for exactly.
+
+    Fails it::
+
+        for stage in stages:
+            stage.start_from(residual)  # zero for every vector that became an entry
+            residual = residual - stage(residual)
+    """
+    module, z = subject.fresh(), subject.input(200)
+    module.update_()  # from now on, only these calls update
+    for update, _ in enumerate(module.quantizers):
+        before = [stage.codebook.detach().clone() for stage in module.quantizers]
+        for _ in range(2):  # forwards, of one update
+            subject.call(module, z)
+        module.update_()
+        for number, stage in list(enumerate(module.quantizers))[update:]:
+            same = torch.equal(stage.codebook, before[number])
+            at = f"at update {update + 1}, stage {number + 1}"
+            require(same == (number > update), f"{at} has {'not ' if same else ''}taken its entries")

@@ -231,7 +231,8 @@ def check_start_from_data(subject: QuantizerSubject) -> None:
     inside = (subject.codebook(few) >= vectors.amin(0) - 1e-5) & (subject.codebook(few) <= vectors.amax(0) + 1e-5)
     require(bool(inside.all()), f"{len(vectors)} vectors: {int((~inside.all(1)).sum())} entries lie outside of them")
     different = _different(subject.codebook(few))
-    require(len(vectors) < 3 or different > len(vectors), f"{len(vectors)} vectors give {different} different entries")
+    least = size if subject.traits.strict and len(vectors) ** 2 >= size else len(vectors) + 1
+    require(len(vectors) < 3 or different >= least, f"{len(vectors)} vectors give {different} different entries")
 
 
 @QUANTIZER.check(
