@@ -1,7 +1,5 @@
-"""Checks of a prior with conditions: the sequence that its transformer reads, the noise of training, windows."""
+"""Checks of a prior with conditions: the sequence that its transformer reads, the noise of training."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +10,7 @@ from ._prior_subject import PRIOR, PriorSubject, Values
 from ._report import require
 
 
-def _is_own(subject: PriorSubject) -> bool:
+def is_own(subject: PriorSubject) -> bool:
     module = subject.fresh()
     return all(hasattr(module, name) for name in ("gpt", "image_vocab", "pkeep", "condition_dropout", "offset"))
 
@@ -58,7 +56,7 @@ def _prefix(module: Any, values: Values, batch: int, *, dropped: bool) -> Tensor
 @PRIOR.check(
     rule="the transformer reads the conditions' tokens, each in its own range, and all of the image's but the last",
     cause="an offset that is missing, or a sequence that is shifted by one",
-    applies=_is_own,
+    applies=is_own,
 )
 def check_conditional_sequence(prior: PriorSubject) -> None:
     """Guards which token stands for which value of which condition.
@@ -80,7 +78,7 @@ def check_conditional_sequence(prior: PriorSubject) -> None:
     rule="training keeps a share pkeep of the input tokens, replaces the others at random, and drops the conditions of "
     "a share condition_dropout of the images",
     cause="1 - p where p is meant, targets that are replaced too, or noise in evaluation",
-    applies=_is_own,
+    applies=is_own,
 )
 def check_conditional_noise(prior: PriorSubject) -> None:
     """Guards what training adds, by counting, for several shares.
@@ -121,84 +119,3 @@ def check_conditional_noise(prior: PriorSubject) -> None:
     require(not text, f"in training, the loss is not that of the given tokens: {text}")
     read = _read(prior, module.eval(), tokens, values)[:, given.shape[1] :]
     require(torch.equal(read, tokens[:, :-1]), "an evaluation replaces tokens")
-
-
-def _window_of(place: int, whole: int, size: int) -> int:
-    return min(max(place - size // 2, 0), whole - size)
-
-
-def _slow_windows(
-    prior: PriorSubject, module: Any, grid: tuple[int, int], values: Values, choose: Callable[[Tensor, int], Tensor]
-) -> Tensor:
-    """One token after the other, each given those before it in its window."""
-    height, width = (min(a, b) for a, b in zip(prior.traits.grid or grid, grid, strict=True))
-    batch = len(values[0]) if values else 2
-    tokens = torch.zeros(batch, *grid, dtype=torch.int64)
-    for row in range(grid[0]):
-        for column in range(grid[1]):
-            top, left = _window_of(row, grid[0], height), _window_of(column, grid[1], width)
-            place = (row - top) * width + column - left
-            window = tokens[:, top : top + height, left : left + width].flatten(1)
-            iterator, local = iter(values), []
-            for condition in module.conditions:
-                if not condition.takes_value:
-                    continue
-                if type(condition).__name__ == "Coordinates":
-                    where = (top / max(grid[0] - height, 1), left / max(grid[1] - width, 1))
-                    local.append(torch.tensor(where).expand(batch, 2))
-                    continue
-                value = next(iterator)
-                if type(condition).__name__ == "SpatialTokens":
-                    value = _under(value, (top, left), (height, width), grid)
-                local.append(value)
-            logits = prior.logits(module, window, tuple(local))[:, place]
-            tokens[:, row, column] = choose(logits, row * grid[1] + column)
-    return tokens
-
-
-def _under(value: Tensor, start: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    rows, columns = (
-        slice(begin * cells // whole, begin * cells // whole + length * cells // whole)
-        for begin, length, cells, whole in zip(start, size, value.shape[1:], grid, strict=True)
-    )
-    return value[:, rows, columns]
-
-
-@PRIOR.check(
-    rule="sampling by windows gives what one token after the other gives, each in the window around it",
-    cause="rows that run too close behind each other, a window that is off by one, or conditions that do not slide",
-    applies=lambda subject: (
-        subject.adapter.windows is not None and subject.traits.grid is not None and _is_own(subject)
-    ),
-)
-def check_windows(prior: PriorSubject) -> None:
-    """Guards images larger than those of the training, by a plain loop, for several sizes.
-
-    Fails it::
-
-        left = column - width // 2 + 1
-    """
-    module, (height, width) = prior.excited(), prior.traits.grid or (1, 1)
-    if prior.adapter.windows is None:
-        return
-    for grid in ((height + 2, width + 3), (height, 3 * width), (2 * height, width), (max(height - 1, 1), width + 1)):
-        values = tuple(
-            torch.randint(int(value.max()) + 1, (2, *grid)) if type(condition).__name__ == "SpatialTokens" else value
-            for condition, value in zip([c for c in module.conditions if c.takes_value], prior.values(2), strict=True)
-            if type(condition).__name__ != "Coordinates"
-        )
-        uniform = torch.rand(2, *grid, generator=torch.Generator().manual_seed(3)).double().flatten(1)
-        cases: tuple[tuple[dict[str, Any], Callable[[Tensor, int], Tensor]], ...] = (
-            ({"temperature": 0.0}, lambda logits, _: logits.argmax(dim=1)),
-            ({"generator": torch.Generator().manual_seed(3)}, partial(_invert, uniform)),
-        )
-        for settings, choose in cases:
-            tokens = prior.adapter.windows(module, grid, (height, width), 2, values, settings)
-            text = gap(tokens, _slow_windows(prior, module, grid, values, choose))
-            require(not text, f"{list(settings)}, a grid {grid} in windows of {(height, width)}: {text}")
-
-
-def _invert(uniform: Tensor, logits: Tensor, position: int) -> Tensor:
-    """The first token whose cumulative probability is above the position's number."""
-    cumulative = logits.double().softmax(dim=1).cumsum(dim=1)
-    return (cumulative <= uniform[:, position, None]).sum(dim=1).clamp(max=logits.shape[1] - 1)

@@ -1,5 +1,6 @@
 """Checks of a prior's sampling: by its own logits, and laws of large numbers."""
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -198,17 +199,24 @@ def check_guidance(prior: PriorSubject) -> None:
     require(torch.equal(a, b), "guidance=0 depends on the conditions")
 
 
-def _free_logits(prior: PriorSubject, module: Any, prompt: Tensor, values: Values) -> Tensor:
-    """Logits without conditions: those of a copy in training mode that drops every condition."""
+@contextlib.contextmanager
+def without_conditions(module: Any) -> Iterator[None]:
+    """The module in a training mode that drops every condition and nothing else."""
     mode, dropout, pkeep = module.training, module.condition_dropout, module.pkeep
     noise = [part for part in module.modules() if isinstance(part, torch.nn.Dropout) or hasattr(part, "attn_pdrop")]
     try:
         module.training, module.condition_dropout, module.pkeep = True, 1.0, 1.0
         for part in noise:
             part.eval()
-        return prior.next_logits(module, prompt, values)[0].detach()
+        yield
     finally:
         module.training, module.condition_dropout, module.pkeep = mode, dropout, pkeep
+
+
+def _free_logits(prior: PriorSubject, module: Any, prompt: Tensor, values: Values) -> Tensor:
+    """Logits without conditions."""
+    with without_conditions(module):
+        return prior.next_logits(module, prompt, values)[0].detach()
 
 
 @PRIOR.check(
@@ -243,6 +251,10 @@ def check_sampling_restores(prior: PriorSubject) -> None:
         seen: list[int] = []
         prior.generate(module, prompt, 2, values, progress=partial(_count_steps, seen))
         require(sum(seen) == 2, f"progress saw {sum(seen)} steps for two tokens")
+        with contextlib.suppress(ZeroDivisionError):
+            prior.generate(module, prompt, 2, values, progress=_break_off)
+        require(modes == [part.training for part in module.modules()], "modes are not as they were after an error")
+        require(torch.is_grad_enabled(), "autograd was left off after an error")
     if "generator" not in prior.adapter.settings:
         return
     torch.set_rng_state(random)
@@ -264,6 +276,10 @@ def _count_steps(seen: list[int], steps: Iterable[Any]) -> Iterator[Any]:
     for step in steps:
         seen.append(1)
         yield step
+
+
+def _break_off(steps: Iterable[Any]) -> Iterator[Any]:
+    yield from (step // 0 for step in steps)
 
 
 def _mix_modes(prior: PriorSubject, module: Any, prompt: Tensor, values: Values) -> None:

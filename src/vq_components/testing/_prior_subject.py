@@ -27,6 +27,10 @@ class PriorTraits:
         conditions: ``(batch_size) -> values`` that are passed along; None if it takes none.
         guided: whether sampling knows ``guidance``.
         grid: height and width of the image that it was built for, where it can sample larger ones by windows.
+        order: the way in which its sequences go through a grid: an object with ``apply``, from grids, or the same flat
+            in raster order, to sequences, and ``undo``, back to raster order. None if there is no such object.
+        dropout: shares that training drops of embeddings, of what each layer adds, and of attention weights, where it
+            is built like the original.
         strict: also what this package promises beyond a correct prior, such as errors and initialization.
         rtol: relative tolerance.
         atol: absolute tolerance.
@@ -39,6 +43,8 @@ class PriorTraits:
     conditions: Callable[[int], Values] | None = None
     guided: bool = False
     grid: tuple[int, int] | None = None
+    order: Any = None
+    dropout: tuple[float, float, float] | None = None
     strict: bool = False
     rtol: float = 1e-3
     atol: float = 1e-4
@@ -52,8 +58,8 @@ class PriorAdapter:
         logits: ``(module, tokens, values) -> (B, T, V)``.
         loss: ``(module, tokens, values) -> the mean negative log-likelihood in nats per token``.
         generate: ``(module, prompt, new, values, settings) -> (B, T + new)``, where ``settings`` may have
-            ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``guidance``, ``allowed_tokens``, ``generator`` and
-            ``progress``.
+            ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``guidance``, ``allowed_tokens``, ``embeddings``,
+            ``generator`` and ``progress``.
         settings: names of the settings that ``generate`` knows.
         windows: ``(module, grid, window, batch_size, values, settings) -> (B, H, W)``.
         traits: ``(module) -> PriorTraits``, used where none are given.
@@ -67,7 +73,7 @@ class PriorAdapter:
     traits: Callable[[Any], PriorTraits] | None = None
 
 
-_ALL = ("temperature", "top_k", "top_p", "min_p", "guidance", "allowed_tokens", "generator", "progress")
+_ALL = ("temperature", "top_k", "top_p", "min_p", "guidance", "allowed_tokens", "embeddings", "generator", "progress")
 
 
 def _own_logits(module: Any, tokens: Tensor, values: Values) -> Tensor:
@@ -102,11 +108,14 @@ def _own_windows(
 
 def _own_adapter(module: Any) -> PriorAdapter:
     conditional = hasattr(module, "image_vocab")
+    excluded = {"embeddings"} if conditional else {"guidance"}
+    if conditional and module.condition_dropout == 0:
+        excluded.add("guidance")
     return PriorAdapter(
         logits=_own_logits,
         loss=_own_loss if conditional else None,
         generate=_own_generate,
-        settings=_ALL if conditional and module.condition_dropout > 0 else tuple(n for n in _ALL if n != "guidance"),
+        settings=tuple(name for name in _ALL if name not in excluded),
         windows=_own_windows if conditional else None,
         traits=_own_traits,
     )

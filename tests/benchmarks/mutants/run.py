@@ -33,7 +33,14 @@ ROOMS = {
     "prior": ["priors"],
     "model": ["tokenizers"],
 }
-SLOW = ["check_training", "check_revival_prefers_errors", "check_two_processes", "check_export", "check_compile"]
+SLOW = [
+    "check_training",
+    "check_revival_prefers_errors",
+    "check_two_processes",
+    "check_export",
+    "check_compile",
+    "check_sampling_of_compiled",
+]
 
 
 def load(path):
