@@ -77,7 +77,7 @@ def test_gradient_is_finite_everywhere(squeeze, case):
         reconstructions = torch.full_like(images, -1)
     if case == "both black":
         images = reconstructions.clone()
-    if case == "no features":  # the published gradient is NaN where a feature vector is zero
+    if case == "no features":  # where a length has no gradient
         for parameter in squeeze._hidden[0].features.parameters():
             parameter.zero_()
     reconstructions.requires_grad_()

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vq_components import adaptive_weight, testing
-from vq_components.testing import CheckError, CheckFailure
+from vq_components import NLayerDiscriminator, adaptive_weight, testing
+from vq_components.testing import CheckError, CheckFailure, LossTraits, PatchGAN, taming_loss
 
 
 def hinge_d_loss(real, fake):
@@ -95,7 +95,27 @@ def restarting():
     return loss
 
 
+class Logging(Plain):
+    """Logs something else: ``change`` makes it from the log of a loss that is right."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, *args, split, **options):
+        loss, log = super().forward(*args, split=split, **options)
+        return loss, self.change(log)
+
+
 CASES = {
+    "check_log_splits": (
+        lambda: Logging(lambda log: {f"train/{name.rpartition('/')[2]}": value for name, value in log.items()}),
+        "split='val': train/total_loss instead of val/total_loss",
+    ),
+    "check_log_values": (
+        lambda: Logging(lambda log: {name: 2 * value for name, value in log.items()}),
+        "total_loss is",
+    ),
     "check_loss_changes_nothing": (restarting, "evaluation: discriminator.0.shift"),
     "check_perceptual_is_a_function": (lambda: waking(Plain()), "training, compared with evaluation"),
     "check_repeatable": (lambda: waking(Plain()), "measured"),
@@ -139,3 +159,30 @@ def test_statistics_of_the_batch_in_the_distance_are_seen():
     loss = with_distance(unit=lambda self, f: Distance.unit(self, f - f.mean(dim=0)))
     with pytest.raises(CheckFailure, match="image by image"):
         testing.check_perceptual_is_a_function(loss)
+
+
+@pytest.mark.parametrize(
+    ("discriminator", "measured"),
+    [
+        (lambda logits_real, logits_fake: ((-logits_real).exp() + 1).log().mean() / 2, "instead of"),
+        (lambda logits_real, logits_fake: F.softplus(torch.cat([-logits_real.flatten(), logits_fake.flatten()])).mean(),
+         "usual logits, torch.float64"),
+    ],
+)  # fmt: skip
+def test_another_adversarial_function_is_seen(discriminator, measured):
+    torch.manual_seed(0)
+    loss = Plain()
+    pair = (discriminator, lambda logits_fake: -logits_fake.mean())
+    traits = LossTraits(**{**vars(taming_loss.traits(loss)), "disc_loss": "vanilla", "adversarial_losses": pair})
+    with pytest.raises(CheckFailure, match=measured):
+        testing.check_adversarial_functions(loss, traits=traits)
+
+
+def test_another_network_than_declared_is_seen():
+    torch.manual_seed(0)
+    loss = Plain()
+    loss.discriminator = NLayerDiscriminator(3, 4, 2)
+    for declared in (PatchGAN(3, 4, 2, actnorm=True), PatchGAN(3, 4, 3), PatchGAN(3, 8, 2), PatchGAN(4, 4, 2)):
+        traits = LossTraits(**{**vars(taming_loss.traits(loss)), "patch_gan": declared})
+        with pytest.raises(CheckFailure, match="not as declared"):
+            testing.check_discriminator_network(loss, traits=traits)

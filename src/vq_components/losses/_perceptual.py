@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ._trunk import TRUNKS, load_features, load_heads
 
-# The published normalization divides by |f| + 1e-10: the same value, but its gradient at f = 0 is NaN.
+# The published normalization divides by |f| + 1e-10: the same value, whose own gradient at f = 0 is NaN.
 _EPS = 1e-20
 
 

@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from ._loss_patchgan import PatchGAN
+
 Answer = tuple[Tensor, dict[str, Tensor]]
 
 
@@ -29,6 +31,12 @@ class LossTraits:
         delta: of the adaptive weight ``|grad rec| / (|grad adv| + delta)``.
         max_weight: its upper bound.
         adaptive_weight: a function of ``(reconstruction_loss, generator_loss, last_layer)`` to check as well.
+        adversarial_losses: the pair of ``disc_loss`` as functions to check as well: the discriminator's of
+            ``logits_real=`` and ``logits_fake=``, and the generator's of ``logits_fake=``.
+        patch_gan: what its discriminator is, if that has the original's parameter names.
+        build_discriminator: a constructor ``(input_nc, ndf, n_layers, use_actnorm=)`` of it, to check as well.
+        build_perceptual: a constructor ``(net, weights=)`` of LPIPS, to check as well.
+        build: a constructor of the loss that takes ``disc_start=`` and other settings by name, to check as well.
         strict: also what this package promises beyond the correct gradients, such as terms and errors.
         rtol: relative tolerance.
     """
@@ -48,6 +56,11 @@ class LossTraits:
     delta: float | None = None
     max_weight: float = 1e4
     adaptive_weight: Callable[..., Tensor] | None = None
+    adversarial_losses: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
+    patch_gan: PatchGAN | None = None
+    build_discriminator: Callable[..., nn.Module] | None = None
+    build_perceptual: Callable[..., nn.Module] | None = None
+    build: Callable[..., nn.Module] | None = None
     strict: bool = False
     rtol: float = 2e-3
 
@@ -78,6 +91,7 @@ class LossAdapter:
         network: ``(module) -> the discriminator's module``.
         perceptual: ``(module) -> the perceptual module or None``.
         traits: ``(module) -> LossTraits``, used where none are given.
+        log: ``(module, scene, step, optimizer_idx, split) -> (loss, log)``, the original's call with its log.
     """
 
     generator: Callable[[Any, Scene, int], Answer]
@@ -85,6 +99,7 @@ class LossAdapter:
     network: Callable[[Any], nn.Module] = lambda module: module.discriminator
     perceptual: Callable[[Any], nn.Module | None] = lambda module: getattr(module, "perceptual", None)
     traits: Callable[[Any], LossTraits] | None = None
+    log: Callable[[Any, Scene, int, Any, str], Answer] | None = None
 
 
 def _own_generator(module: Any, scene: Scene, step: int) -> Answer:
@@ -126,11 +141,7 @@ def _own_traits(module: Any) -> LossTraits:
     )
 
 
-own_loss = LossAdapter(generator=_own_generator, discriminator=_own_discriminator, traits=_own_traits)
-"""For losses with ``generator_loss`` and ``discriminator_loss``."""
-
-
-def _taming_call(module: Any, scene: Scene, step: int, player: int) -> Answer:
+def _original_call(module: Any, scene: Scene, step: int, player: Any, split: str) -> Answer:
     loss, log = module(
         scene.quantizer_loss,
         scene.images,
@@ -139,8 +150,19 @@ def _taming_call(module: Any, scene: Scene, step: int, player: int) -> Answer:
         step,
         last_layer=scene.last_layer,
         cond=scene.cond,
-        split="train",
+        split=split,
     )
+    return loss, log
+
+
+own_loss = LossAdapter(
+    generator=_own_generator, discriminator=_own_discriminator, traits=_own_traits, log=_original_call
+)
+"""For losses with ``generator_loss`` and ``discriminator_loss``."""
+
+
+def _taming_call(module: Any, scene: Scene, step: int, player: int) -> Answer:
+    loss, log = _original_call(module, scene, step, player, "train")
     return loss, {name.removeprefix("train/"): value for name, value in log.items()}
 
 
@@ -167,5 +189,6 @@ taming_loss = LossAdapter(
     discriminator=lambda module, scene, step: _taming_call(module, scene, step, 1),
     perceptual=lambda module: getattr(module, "perceptual_loss", None),
     traits=_taming_traits,
+    log=_original_call,
 )
 """For the original's call form, ``loss(codebook_loss, inputs, reconstructions, optimizer_idx, global_step, ...)``."""

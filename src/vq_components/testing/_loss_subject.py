@@ -144,7 +144,7 @@ class LossSubject:
                 torch.autograd.grad(part, scene.last_layer, retain_graph=True)[0].double().norm()
                 for part in (reconstruction, generator)
             ]
-            weight = (norms[0] / (norms[1] + (t.delta or 0.0))).clamp(0.0, t.max_weight).float()
+            weight = (norms[0] / (norms[1] + (t.delta or 0.0))).clamp(0.0, t.max_weight).to(pixel.dtype)
             total = total + factor * (t.adversarial or 0.0) * weight * generator
         return {
             "loss": total,

@@ -2,12 +2,13 @@
 
 import copy
 import io
+from functools import partial
 
 import torch
 from torch import nn
 
 from ._compare import backward, clone, gap, state_difference, state_of
-from ._report import fail, require
+from ._report import fail, refused, require
 from ._tokenizer import TOKENIZER, TokenizerSubject
 
 
@@ -229,6 +230,11 @@ def check_save_and_load(model: TokenizerSubject) -> None:
             result = model.adapter.forward(each, images)
             text = gap(result[1], expected[1]) or model.differ(result[0], expected[0])
             require(not text, f"{name}: {text}")
+    if model.traits.strict:
+        entries = dict(module.state_dict())
+        first = entries.pop(next(iter(entries)))
+        for name, wrong in (("an entry missing", entries), ("another entry", {**module.state_dict(), "x.y": first})):
+            require(refused(partial(other.load_state_dict, wrong), RuntimeError), f"a file with {name} is loaded")
 
 
 @TOKENIZER.check(
