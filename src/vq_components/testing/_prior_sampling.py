@@ -164,9 +164,10 @@ def check_sampling_batch_independence(prior: PriorSubject) -> None:
 
     def draw(rows: Tensor, settings: dict[str, Any]) -> Tensor:
         chosen, seed = tuple(value[rows] for value in values), torch.Generator().manual_seed(3)
-        return prior.generate(module, prompts[rows], 2, chosen, generator=seed, **settings)
+        return prior.generate(module, prompts[rows], 3, chosen, generator=seed, **settings)
 
-    for settings in ({"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.5}, {"temperature": 0.5}):
+    guided: list[dict[str, Any]] = [{"guidance": 3.0}] if prior.traits.guided else []
+    for settings in ({"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.5}, {"temperature": 0.5}, *guided):
         together = draw(torch.arange(count), settings)
         for row in range(count):
             alike = draw(torch.full((count,), row), settings)[row]
