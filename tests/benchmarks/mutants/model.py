@@ -159,4 +159,6 @@ MUTANTS = [
     ("clamped", MODEL, "        return images\n\n\ndef _latent", "        return images.clamp(-1, 1)\n\n\ndef _latent"),
     ("padding", BLOCKS, "self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)", 'self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, padding_mode="replicate")'),
     ("images clamped", CODER, "h = self.conv_in(images)", "h = self.conv_in(images.clamp(-1, 1))"),
+    ("registered under one name", "_serialization.py", 'f"vq_components.{_kind.__name__}"', '"vq_components." + "Output"'),
+    ("loss float", MODEL, "self._to_images(quantized), indices, loss, terms)", "self._to_images(quantized), indices, loss.to(images.dtype), terms)"),
 ]
