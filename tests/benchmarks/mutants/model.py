@@ -161,4 +161,5 @@ MUTANTS = [
     ("images clamped", CODER, "h = self.conv_in(images)", "h = self.conv_in(images.clamp(-1, 1))"),
     ("registered under one name", "_serialization.py", 'f"vq_components.{_kind.__name__}"', '"vq_components." + "Output"'),
     ("loss float", MODEL, "self._to_images(quantized), indices, loss, terms)", "self._to_images(quantized), indices, loss.to(images.dtype), terms)"),
+    ("decoder left in evaluation mode", MODEL, "self.decoder = decoder", "self.decoder = decoder.eval()"),
 ]

@@ -40,6 +40,8 @@ SLOW = [
     "check_export",
     "check_compile",
     "check_sampling_of_compiled",
+    "check_tokenizer_export",
+    "check_tokenizer_training",
 ]
 
 
