@@ -166,8 +166,10 @@ def check_sampling_batch_independence(prior: PriorSubject) -> None:
         chosen, seed = tuple(value[rows] for value in values), torch.Generator().manual_seed(3)
         return prior.generate(module, prompts[rows], 3, chosen, generator=seed, **settings)
 
-    guided: list[dict[str, Any]] = [{"guidance": 3.0}] if prior.traits.guided else []
-    for settings in ({"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.5}, {"temperature": 0.5}, *guided):
+    cases: list[dict[str, Any]] = [{"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.5}, {"temperature": 0.5}]
+    if prior.traits.guided:
+        cases.append({"guidance": 3.0})
+    for settings in cases:
         together = draw(torch.arange(count), settings)
         for row in range(count):
             alike = draw(torch.full((count,), row), settings)[row]

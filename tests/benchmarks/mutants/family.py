@@ -115,4 +115,10 @@ MUTANTS = [
     ("health without the mask", HEALTH,
      "indices = quantizer.forward(z, mask).indices",
      "indices = quantizer.forward(z).indices"),
+    ('unfreeze leaves inner quantizers frozen', BASE,
+     '                module._frozen = False',
+     '                self._frozen = False'),
+    ('stage starts one update too early', STATS,
+     '(state.updates >= rule.stage)',
+     '(state.updates + 1 >= rule.stage)'),
 ]
