@@ -74,3 +74,9 @@ def importable(kind: type) -> bool:
     for name in kind.__qualname__.split("."):
         found = getattr(found, name, None)
     return found is kind
+
+
+def use_of(counts: Tensor) -> dict[str, Tensor]:
+    """Usage and perplexity ``(Q,)`` in float64 of each stage, by its counts ``(Q, K)``."""
+    shares = counts.double() / counts.sum(dim=1, keepdim=True)
+    return {"usage": (counts > 0).double().mean(dim=1), "perplexity": torch.special.entr(shares).sum(dim=1).exp()}

@@ -7,12 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._prior_subject import PRIOR, PriorSubject, can_generate
+from ._prior_subject import PRIOR, PriorSubject, can_generate, inner
 from ._report import refused, require
-
-
-def _inner(module: Any) -> Any:
-    return getattr(module, "gpt", module)
 
 
 def _has_cache(subject: PriorSubject) -> bool:
@@ -51,7 +47,7 @@ def check_cache_in_pieces(prior: PriorSubject) -> None:
 
         query = torch.arange(new)  # must be torch.arange(past, past + new)
     """
-    gpt = _inner(prior.excited())
+    gpt = inner(prior.excited())
     unmasked = gpt.n_unmasked
     length = min(gpt.block_size, unmasked + 8)
     for batch in (1, 3, 17, 33):
@@ -98,7 +94,7 @@ def check_cache_limits(prior: PriorSubject) -> None:
 
         return KeyValueCache.empty(layers, batch, heads, self.block_size, width)
     """
-    gpt = _inner(prior.excited())
+    gpt = inner(prior.excited())
     unmasked = gpt.n_unmasked
     require(gpt.new_cache(2).capacity == gpt.block_size, "a cache made without a length does not hold a block")
     for length in {max(unmasked, 1), max(gpt.block_size - 1, unmasked, 1)}:
@@ -152,7 +148,7 @@ def check_sampling_after_embeddings(prior: PriorSubject) -> None:
         new = sequence[:, cache.length :]  # must be cache.length - embeddings.shape[1]
     """
     module = prior.excited()
-    width = _inner(module).pos_emb.shape[2]
+    width = inner(module).pos_emb.shape[2]
     for ahead, length in ((1, 0), (2, 0), (5, 0), (0, 1), (1, 1), (2, 1), (4, 1), (2, 3)):
         for batch in (1, 3, 17) if (ahead, length) == (2, 1) else (2,):
             new = prior.traits.length - ahead - length
@@ -230,7 +226,7 @@ def check_sampling_of_changed_layers(prior: PriorSubject) -> None:
     length = min(prior.shortest + 1, prior.traits.length - 2)
     for what, change in _CHANGES.items():
         module = prior.excited()
-        change(_inner(module))
+        change(inner(module))
         behind = greedy_gap(prior, module, prior.tokens(8, length), min(prior.traits.length - length, 4))
         require(behind < 1e-3, f"with {what}: a token that is a share of {behind:.3g} behind the likeliest")
 

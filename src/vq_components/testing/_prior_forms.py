@@ -8,12 +8,8 @@ from torch import Tensor
 
 from ._compare import gap
 from ._prior_conditional import is_own
-from ._prior_subject import PRIOR, PriorSubject
+from ._prior_subject import PRIOR, PriorSubject, inner
 from ._report import require
-
-
-def _inner(module: Any) -> Any:
-    return getattr(module, "gpt", module)
 
 
 @PRIOR.check(
@@ -77,7 +73,7 @@ def check_prior_loss_precision(prior: PriorSubject) -> None:
     ):
         module = prior.excited().to(dtype)
         with torch.no_grad():
-            _inner(module).head.weight.mul_(scale)
+            inner(module).head.weight.mul_(scale)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             answer = module(tokens, values)
         where = f"{'autocast' if mixed else dtype}, logits times {scale:g}"
@@ -105,7 +101,7 @@ def check_dropout_shares(prior: PriorSubject) -> None:
     """
     embeddings, residuals, attention = prior.traits.dropout or (0.0, 0.0, 0.0)
     module = prior.excited().train()
-    gpt, batch = _inner(module), 200
+    gpt, batch = inner(module), 200
     for block in gpt.blocks:  # every value is one
         with torch.no_grad():
             block.attn.value.weight.zero_()
@@ -154,7 +150,7 @@ def check_original_files(prior: PriorSubject) -> None:
         self.head = nn.Linear(n_embd, vocab_size)  # the original has no bias here
     """
     module, tokens, values = prior.excited(), prior.tokens(3), prior.values(3)
-    gpt = _inner(module)
+    gpt = inner(module)
     prefix, width = "" if gpt is module else "gpt.", gpt.pos_emb.shape[2]
     state = module.state_dict()
     expected = {prefix + name: shape for name, shape in _original_shapes(gpt, width).items()}

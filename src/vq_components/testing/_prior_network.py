@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._prior_subject import PRIOR, PriorSubject, takes_embeddings
+from ._prior_subject import PRIOR, PriorSubject, inner, takes_embeddings
 from ._report import refused, require
 
 
@@ -29,7 +29,7 @@ def check_transformer(prior: PriorSubject) -> None:
         q = q.view(B, heads, T, D)  # must be view(B, T, heads, D).transpose(1, 2)
     """
     module = prior.excited()
-    gpt = getattr(module, "gpt", module)
+    gpt = inner(module)
     size = len(gpt.tok_emb.weight)
     for length in {1, 2, gpt.block_size}:
         tokens = torch.randint(size, (3, length))
@@ -104,7 +104,7 @@ def check_weight_decay_groups(prior: PriorSubject) -> None:
         decay = [p for p in self.parameters() if p.ndim > 1]  # embeddings too
     """
     module = prior.fresh()
-    gpt = getattr(module, "gpt", module)
+    gpt = inner(module)
     groups = gpt.parameter_groups(0.3)
     names = {id(parameter): name for name, parameter in gpt.named_parameters()}
     listed = [names.get(id(parameter), "?") for group in groups for parameter in group["params"]]
@@ -129,7 +129,7 @@ def check_initialization(prior: PriorSubject) -> None:
         nn.init.normal_(self.mlp[2].weight, std=0.02)
     """
     module = prior.fresh()
-    gpt = getattr(module, "gpt", module)
+    gpt = inner(module)
     for name, parameter in gpt.named_parameters():
         if parameter.ndim < 2:
             start = 1.0 if "ln" in name and name.endswith("weight") else 0.0
@@ -154,7 +154,7 @@ def check_start_embedding(prior: PriorSubject) -> None:
         self.tok_emb.weight[: len(codebook)] = codebook @ torch.randn(dim, width)
     """
     module = prior.fresh()
-    gpt = getattr(module, "gpt", module)
+    gpt = inner(module)
     size, first = gpt.vocab_size - 4, 3
     codebook = 2.0 * torch.randn(size, min(gpt.pos_emb.shape[2], 5)) + 3.0
     before = gpt.tok_emb.weight.detach().clone()

@@ -8,15 +8,10 @@ import torch
 from torch import Tensor
 
 from ._prior_conditional import is_own
-from ._prior_subject import PRIOR, PriorSubject
-from ._report import refused, require
+from ._prior_subject import PRIOR, PriorSubject, inner
+from ._report import refused, require, require_refused
 
 Cases = dict[str, Callable[[], object]]
-
-
-def _require_refused(cases: Cases) -> None:
-    for what, call in cases.items():
-        require(refused(call, ValueError, TypeError), f"{what} is taken")
 
 
 def _wrong_values(condition: Any, value: Tensor) -> dict[str, Any]:
@@ -63,7 +58,7 @@ def check_conditional_refuses(prior: PriorSubject) -> None:
         for what, wrong in _wrong_values(condition, values[number]).items():
             others = (*values[:number], wrong, *values[number + 1 :])
             cases[f"{what} for {condition}"] = partial(module, tokens, others)
-    _require_refused(cases)
+    require_refused(cases)
     prefix = module.prefix(tokens, values).shape[1]
     module.gpt.n_unmasked = prefix + 1
     reach = f"{prefix + 1} positions see each other, of which {prefix} are the conditions'"
@@ -130,7 +125,7 @@ def check_conditional_constructor(prior: PriorSubject) -> None:
         if condition.takes_value:
             made: Any = type(condition)
             cases |= {f"{made.__name__}({n})": partial(made, n) for n in (0, -1)}
-    _require_refused(cases)
+    require_refused(cases)
 
 
 @PRIOR.check(
@@ -146,7 +141,7 @@ def check_transformer_limits(prior: PriorSubject) -> None:
         if tokens.shape[1] > self.block_size:  # embeddings take positions as well
     """
     module = prior.excited()
-    gpt = getattr(module, "gpt", module)
+    gpt = inner(module)
     size, block, width = gpt.vocab_size, gpt.block_size, gpt.pos_emb.shape[2]
     tokens = torch.randint(size, (2, block))
     full = gpt(tokens[:, 1:], embeddings=torch.zeros(2, 1, width))
@@ -170,7 +165,7 @@ def check_transformer_limits(prior: PriorSubject) -> None:
     cases["n_unmasked beyond the block"] = partial(build, **plain, n_unmasked=7)
     for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop"):
         cases |= {f"{name}={share}": partial(build, **{**plain, name: share}) for share in (-0.1, 1.1)}
-    _require_refused(cases)
+    require_refused(cases)
 
 
 @PRIOR.check(
@@ -204,7 +199,7 @@ def check_start_embedding_limits(prior: PriorSubject) -> None:
         gpt.start_embedding_(torch.ones(4, 3, dtype=kind))
         require(bool(gpt.tok_emb.weight.isfinite().all()), f"a constant codebook in {kind} gives NaN")
     book, start = torch.randn(5, 3), gpt.start_embedding_
-    _require_refused(
+    require_refused(
         {
             "a codebook that goes on behind the last token": partial(start, book, first_token=size - 4),
             "a codebook before the first token": partial(start, book, first_token=-1),

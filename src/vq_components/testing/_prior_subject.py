@@ -132,6 +132,11 @@ def _own_traits(module: Any) -> PriorTraits:
     )
 
 
+def inner(module: Any) -> Any:
+    """The transformer inside of a prior, or the prior itself, if it is one."""
+    return getattr(module, "gpt", module)
+
+
 class PriorSubject:
     """A prior, how to use it, and what it declares.
 
@@ -180,9 +185,9 @@ class PriorSubject:
     @property
     def transformer(self) -> Any:
         """The part with embeddings, blocks and head, where it is built like the original's; else None."""
-        inner = getattr(self._source, "gpt", self._source)
+        gpt = inner(self._source)
         names = ("tok_emb", "pos_emb", "blocks", "ln_f", "head")
-        return inner if all(hasattr(inner, name) for name in names) else None
+        return gpt if all(hasattr(gpt, name) for name in names) else None
 
     def tokens(self, batch: int, length: int | None = None) -> Tensor:
         """Random tokens ``(batch, length)``."""

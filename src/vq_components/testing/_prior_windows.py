@@ -12,7 +12,7 @@ from ._compare import gap, state_difference, state_of
 from ._prior_conditional import is_own
 from ._prior_sampling import filtered, without_conditions
 from ._prior_subject import PRIOR, PriorSubject, Values
-from ._report import refused, require
+from ._report import refused, require, require_refused
 
 Choose = Callable[[Tensor, int], Tensor]
 Grid = tuple[int, int]
@@ -250,8 +250,7 @@ def check_windows_refuses(prior: PriorSubject) -> None:
                 cases[f"{what} as a condition"] = partial(call, grid, window, 1, others, {})
     if values:
         cases["another batch size"] = partial(call, grid, window, 2, values, {})
-    for what, each in cases.items():
-        require(refused(each, ValueError, TypeError), f"{what} is taken")
+    require_refused(cases)
     with torch.no_grad():
         module.gpt.head.weight[0] = torch.nan
     require(refused(partial(call, grid, window, 1, values, {}), ValueError), "logits that are NaN are sampled from")

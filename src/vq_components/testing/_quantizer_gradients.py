@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._compare import backward, clone, differ
+from ._compare import backward, clone, differ, use_of
 from ._quantizer_adapters import QuantizerResult
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import fail, require
@@ -222,12 +222,8 @@ def check_terms(subject: QuantizerSubject) -> None:
 def _expected_terms(subject: QuantizerSubject, z: Tensor, result: QuantizerResult) -> dict[str, Tensor]:
     size = subject.traits.codebook_size or 1
     stages = subject.flat(result.indices).flatten(1).unbind(dim=1) if subject.traits.index_shape else [result.indices]
-    shares = torch.stack([torch.bincount(stage.flatten(), minlength=size).double() for stage in stages])
-    shares = shares / len(subject.vectors(z))
-    expected = {
-        "perplexity": torch.special.entr(shares).sum(dim=1).exp().mean(),
-        "usage": (shares > 0).double().mean(),
-    }
+    counts = torch.stack([torch.bincount(stage.flatten(), minlength=size) for stage in stages])
+    expected = {name: value.mean() for name, value in use_of(counts).items()}
     if _logs_errors(subject):
         error = (subject.vectors(z) - subject.vectors(result.quantized)).detach().double().square().mean()
         expected |= {"commitment": error, "codebook": error}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._compare import state_difference, state_of
+from ._compare import state_difference, state_of, use_of
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import refused, require
 
@@ -67,18 +67,11 @@ def check_health_counts(subject: QuantizerSubject) -> None:
                 chosen = [each[mask.flatten()] for each, mask in zip(chosen, live, strict=True)]
             stages = torch.cat(chosen).flatten(1).T if subject.traits.index_shape else torch.cat(chosen)[None]
             counts = torch.stack([torch.bincount(stage, minlength=size) for stage in stages])
-            shares = counts.double() / counts.sum(dim=1, keepdim=True)
-            expected = {
-                "counts": counts,
-                "usage": (counts > 0).double().mean(dim=1),
-                "perplexity": torch.special.entr(shares).sum(dim=1).exp(),
-                "dead": (counts == 0).sum(dim=1),
-            }
+            expected = {"counts": counts, "dead": (counts == 0).sum(dim=1), **use_of(counts)}
             where = "with a mask" if live is not None else "without a mask"
             for name, value in expected.items():
-                text = subject.about(
-                    getattr(health, name).double(), value.double().reshape(getattr(health, name).shape)
-                )
+                found = getattr(health, name).double()
+                text = subject.about(found, value.double().reshape(found.shape))
                 require(not text, f"{name}, {where}: {text}")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._compare import clone, state_difference, state_of
+from ._compare import clone, state_difference, state_of, use_of
 from ._quantizer_adapters import QuantizerResult
 from ._quantizer_subject import QUANTIZER, QuantizerSubject
 from ._report import require
@@ -27,8 +27,7 @@ def _drops(subject: QuantizerSubject) -> bool:
 
 def _prefixes(subject: QuantizerSubject, module: Any, result: QuantizerResult, z: Tensor) -> list[Tensor]:
     """The sums of the first 1, 2, ... stages' entries, float64 vectors."""
-    indices = subject.flat(result.indices).view(result.indices.shape)
-    sums = []
+    indices, sums = result.indices, []
     for count in range(1, indices.shape[-1] + 1):
         kept = torch.where(torch.arange(indices.shape[-1]) < count, indices, -1)
         sums.append(subject.vectors(subject.decode(module, kept, z)).detach().double())
@@ -48,6 +47,7 @@ def check_stages_in_use(subject: QuantizerSubject) -> None:
 
         terms = {key: sum(out.terms[key] for out in outputs) / len(outputs)}  # unused stages count as zeros
     """
+    size = subject.traits.codebook_size or 1
     for training in (True, False):
         module, z = subject.started(training=training), subject.input(40)
         full = subject.flat(subject.call_copy(clone(module).eval(), z).indices)
@@ -63,16 +63,9 @@ def check_stages_in_use(subject: QuantizerSubject) -> None:
             require(not text, f"{used} stages in use, output and sum of their entries: {text}")
             errors = [(subject.vectors(z).double() - each).square().mean() for each in sums[:used]]
             terms = result.terms or {}
-            shares = torch.stack(
-                [torch.bincount(stage, minlength=subject.traits.codebook_size or 1) for stage in indices.T[:used]]
-            )
-            shares = shares.double() / shares.sum(dim=1, keepdim=True)
-            expected = {
-                "commitment": torch.stack(errors).sum(),
-                "codebook": torch.stack(errors).sum(),
-                "usage": (shares > 0).double().mean(),
-                "perplexity": torch.special.entr(shares).sum(dim=1).exp().mean(),
-            }
+            counts = torch.stack([torch.bincount(stage, minlength=size) for stage in indices.T[:used]])
+            expected = {name: value.mean() for name, value in use_of(counts).items()}
+            expected |= dict.fromkeys(("commitment", "codebook"), torch.stack(errors).sum())
             for name, value in expected.items():
                 text = subject.about(terms[name].double(), value)
                 require(not text, f"{used} stages in use, the term {name}: {text}")

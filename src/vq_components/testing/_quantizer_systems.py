@@ -1,5 +1,6 @@
 """Checks of a quantizer in the company of compilers, checkpointing, several processes, and little memory."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ._compare import backward, clone, state_difference, state_of
+from ._memory import kept_sizes, largest_allocation
 from ._processes import can_run_two, in_two_processes
 from ._quantizer_subject import QUANTIZER, QuantizerSubject
 from ._report import require
@@ -125,13 +127,7 @@ def check_memory(subject: QuantizerSubject) -> None:
     count = max(2048, 2**22 // size)
     z = subject.input(count).requires_grad_()
     count = len(subject.vectors(z))
-    kept: list[int] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        kept.append(tensor.numel())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    with kept_sizes() as kept:
         result = subject.call(module, z)
         backward(result.loss.sum() + result.quantized.square().mean())
     largest = max(kept, default=0)
@@ -139,16 +135,8 @@ def check_memory(subject: QuantizerSubject) -> None:
         largest < count * size // 2, f"a tensor of {largest} numbers is kept for {count} vectors and {size} entries"
     )
     if subject.traits.strict:
-        most = _largest_allocation(subject, module, z.detach())
+        most = largest_allocation(partial(subject.call, module, z.detach()))
         require(most < count * size, f"{most} bytes are allocated at once for {count} vectors and {size} entries")
-
-
-def _largest_allocation(subject: QuantizerSubject, module: Any, z: Tensor) -> int:
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
-        subject.call(module, z)
-    events = profiler.profiler.kineto_results.events()
-    return max(int(event.nbytes()) for event in events if event.name() == "[memory]")
 
 
 @QUANTIZER.check(
@@ -196,8 +184,8 @@ def _run_uneven(
 ) -> dict[str, Tensor]:
     """The state, integers included, after two forwards for each update, and one that waits for its update."""
     subject.update(module)
+    cut = [len(batches[0][0]) // 4] if world == 2 else []
     for z, mask in batches:
-        cut = [len(z) // 4] if world == 2 else []
         for factor in (1.0, 2.0):
             subject.call(module, (factor * z).tensor_split(cut)[rank], mask.tensor_split(cut)[rank])
         subject.update(module)

@@ -1,6 +1,6 @@
 """What a failed check says."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 
 class CheckFailure(AssertionError):
@@ -60,3 +60,9 @@ def refused(call: Callable[[], object], *errors: type[Exception]) -> bool:
     except errors:
         return True
     return False
+
+
+def require_refused(cases: Mapping[str, Callable[[], object]]) -> None:
+    """Ends a check unless every call raises a ValueError or a TypeError; the keys say what it was given."""
+    for what, call in cases.items():
+        require(refused(call, ValueError, TypeError), f"{what} is taken")

@@ -4,8 +4,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from ._memory import kept_sizes, largest_allocation
 from ._report import refused, require
 from ._tokenizer import TOKENIZER, TokenizerSubject
 from ._tokenizer_networks import PARTS
@@ -71,19 +71,7 @@ def check_attention_memory(model: TokenizerSubject) -> None:
     settings, side = Settings(ch=8, ch_mult=(1,), z_channels=8, channels=8), 48
     for part in PARTS:
         network, x = build(model, part, settings), torch.randn(1, 8, side, side)
-        kept: list[int] = []
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        with (
-            torch.profiler.profile(activities=activities, profile_memory=True) as profiler,
-            torch.autograd.graph.saved_tensors_hooks(partial(_note, kept), lambda tensor: tensor),
-        ):
-            network(x)
-        events = profiler.profiler.kineto_results.events()
-        most = max(int(event.nbytes()) for event in events if event.name() == "[memory]")
+        with kept_sizes() as kept:
+            most = largest_allocation(partial(network, x))
         require(max(kept) < side**4 // 4, f"{part}: a tensor of {max(kept)} numbers is kept for {side**2} positions")
         require(most < side**4, f"{part}: {most} bytes are allocated at once for {side**2} positions")
-
-
-def _note(kept: list[int], tensor: Tensor) -> Tensor:
-    kept.append(tensor.numel())
-    return tensor

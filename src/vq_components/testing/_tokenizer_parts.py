@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ._compare import backward, clone, gap, state_difference, state_of
+from ._memory import kept_sizes
 from ._report import fail, refused, require
 from ._tokenizer import TOKENIZER, TokenizerSubject
 
@@ -94,10 +95,10 @@ def check_halves(model: TokenizerSubject) -> None:
     """
     for training in (True, False):
         module, images = model.started(training=training), model.images(2)
-        calls, kept = _note_calls(module), [0]
-        with torch.autograd.graph.saved_tensors_hooks(partial(_count, kept), lambda tensor: tensor):
+        calls = _note_calls(module)
+        with kept_sizes() as kept:
             indices = model.adapter.encode(module, images)
-        require(kept == [0], f"encode keeps {kept[0]} tensors for a backward")
+        require(not kept, f"encode keeps {len(kept)} tensors for a backward")
         require(torch.is_grad_enabled(), "encode leaves autograd off")
         ran = [name for name in calls if name != "quantize"]
         require(ran == ["encoder", "quant_conv"], f"encode runs {', '.join(ran)}")
@@ -121,11 +122,6 @@ def _note_calls(module: nn.Module) -> list[str]:
     for name in PARTS:
         module.get_submodule(name).register_forward_pre_hook(lambda part, args, name=name: calls.append(name))
     return calls
-
-
-def _count(kept: list[int], tensor: Tensor) -> Tensor:
-    kept[0] += 1
-    return tensor
 
 
 @TOKENIZER.check(
