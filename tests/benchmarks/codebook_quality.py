@@ -146,23 +146,33 @@ def train(make_quantizer, photos, settings, seed):
     return model, (time.perf_counter() - start) / steps
 
 
+def psnr(square):
+    """In dB, of mean squared errors of images in ``[-1, 1]``."""
+    return 10 * torch.log10(4 / square)
+
+
+def square_errors(reconstructions, images):
+    """The mean squared error of each crop, ``(B,)``."""
+    return (reconstructions.clamp(-1, 1) - images).square().mean((1, 2, 3))
+
+
 @torch.no_grad()
 def evaluate(model, photos, settings, seed):
-    """PSNR in dB, the same without quantizing, usage and perplexity on 48 batches of crops."""
+    """PSNR in dB of all crops together and as their mean, the first without quantizing, usage and perplexity."""
     model.eval()
     generator = torch.Generator().manual_seed(seed)
-    square, unquantized, seen = 0.0, 0.0, []
+    squares, unquantized, seen = [], [], []
     for _ in range(EVALUATED):
         images = crops(photos, generator, settings.batch)
         reconstructions, indices, _ = model(images)
-        square += F.mse_loss(reconstructions.clamp(-1, 1), images).item() / EVALUATED
-        continuous = model.decoder(model.encoder(images))
-        unquantized += F.mse_loss(continuous.clamp(-1, 1), images).item() / EVALUATED
+        squares.append(square_errors(reconstructions, images))
+        unquantized.append(square_errors(model.decoder(model.encoder(images)), images))
         seen.append(indices.flatten().long())
-    indices = torch.cat(seen)
+    indices, square = torch.cat(seen), torch.cat(squares)
     return {
-        "psnr": 10 * math.log10(4 / square),
-        "unquantized": 10 * math.log10(4 / unquantized),
+        "psnr": psnr(square.mean()).item(),
+        "psnr_of_crops": psnr(square).mean().item(),
+        "unquantized": psnr(torch.cat(unquantized).mean()).item(),
         "usage": codebook_usage(indices, settings.codebook_size).item(),
         "perplexity": perplexity(indices, settings.codebook_size).item(),
     }

@@ -50,7 +50,10 @@ def plain_cosine(module, z):
 
 
 def plain_rotate(module, z):
-    """Fifty et al. (2024): the rotation that takes z to its entry, and the ratio of lengths, held constant."""
+    """Fifty et al. (2024): the rotation that takes z to its entry, and the ratio of lengths, held constant.
+
+    To an entry at the origin there is no rotation: straight through.
+    """
     indices = nearest(z, module.codebook)
     entries = module.codebook[indices]
     with torch.no_grad():
@@ -58,7 +61,9 @@ def plain_rotate(module, z):
         middle = torch.nn.functional.normalize(a + b, dim=1)
         rotation = torch.eye(z.shape[1]) - 2 * middle[:, :, None] * middle[:, None] + 2 * b[:, :, None] * a[:, None]
         scale = entries.norm(dim=1, keepdim=True) / z.norm(dim=1, keepdim=True)
-    return scale * (rotation @ z[:, :, None])[:, :, 0], indices, two_terms(z, entries, 0.25, 1.0)
+    turned = scale * (rotation @ z[:, :, None])[:, :, 0]
+    quantized = torch.where(entries.any(dim=1, keepdim=True), turned, through(z, entries))
+    return quantized, indices, two_terms(z, entries, 0.25, 1.0)
 
 
 def plain_fsq(module, z):
@@ -131,6 +136,18 @@ def plain_grouped(module, z):
     return torch.cat(quantized, dim=1), torch.stack(indices, dim=1), sum(losses) / 2
 
 
+def spread(quantizer):
+    """Entries are as far apart as vectors are."""
+    quantizer.set_codebook_(torch.randn_like(quantizer.codebook))
+    return quantizer
+
+
+def with_origin(quantizer):
+    """One of its entries is the origin."""
+    quantizer.set_codebook_(torch.randn_like(quantizer.codebook).index_fill(0, torch.tensor(5), 0.0))
+    return quantizer
+
+
 def subjects():
     torch.manual_seed(0)
     euclidean = {"distance": "euclidean", "estimator": "straight_through"}
@@ -141,6 +158,10 @@ def subjects():
             VectorQuantizer(16, 4, estimator=functional.rotate),
             {"estimator": "other", "reference": plain_rotate},
         ),
+        "rotate-origin": (
+            with_origin(VectorQuantizer(16, 4, estimator=functional.rotate, init="uniform", revival=None)),
+            {"estimator": "other", "reference": plain_rotate},
+        ),
         "fsq": (FSQ((5, 4, 3)), {"reference": plain_fsq}),
         "lfq": (LFQ(5), {"batched_loss": False, "reference": plain_lfq}),
         "simvq": (
@@ -149,13 +170,21 @@ def subjects():
         ),
         "index": (IndexBackpropQuantizer(16, 4), {"reference": plain_index}),
         # More entries than one tile of the scores.
-        "index-large": (IndexBackpropQuantizer(9000, 4), {"reference": plain_index}),
+        "index-large": (spread(IndexBackpropQuantizer(9000, 4)), {"reference": plain_index}),
         "gumbel": (GumbelQuantizer(16, 4, in_channels=6), {"stochastic": True, "reference": plain_gumbel}),
         "gumbel-soft": (GumbelQuantizer(16, 4, in_channels=6, straight_through=False), {"stochastic": True}),
         "projected": (ProjectedQuantizer(VectorQuantizer(16, 4), dim=6), {"reference": plain_projected}),
+        "projected-residual": (
+            ProjectedQuantizer(ResidualQuantizer([EMAVectorQuantizer(16, 4) for _ in range(2)]), dim=6),
+            {},
+        ),
         "residual": (ResidualQuantizer([VectorQuantizer(16, 4) for _ in range(3)]), {"reference": plain_residual}),
         "residual-ema": (
             ResidualQuantizer([EMAVectorQuantizer(16, 4, decay=0.9) for _ in range(2)], channel_dim=-1),
+            {},
+        ),
+        "residual-nested": (
+            ResidualQuantizer([ResidualQuantizer([VectorQuantizer(16, 4) for _ in range(2)]) for _ in range(2)]),
             {},
         ),
         "residual-dropout": (

@@ -121,6 +121,9 @@ from ._public import check_tokenizer as check_tokenizer
 from ._public import checks_of as checks_of
 from ._public import parametrize_with_checks as parametrize_with_checks
 from ._public import traits_of as traits_of
+from ._quantizer_accidents import check_broken_entry as check_broken_entry
+from ._quantizer_accidents import check_codebook_moves_before_backward as check_codebook_moves_before_backward
+from ._quantizer_accidents import check_not_finite as check_not_finite
 from ._quantizer_adapters import QuantizerAdapter as QuantizerAdapter
 from ._quantizer_adapters import QuantizerResult as QuantizerResult
 from ._quantizer_adapters import diffusers as diffusers
@@ -138,6 +141,7 @@ from ._quantizer_gradients import check_two_forwards_one_backward as check_two_f
 from ._quantizer_health import check_health_changes_nothing as check_health_changes_nothing
 from ._quantizer_health import check_health_counts as check_health_counts
 from ._quantizer_health import check_health_measures as check_health_measures
+from ._quantizer_health import check_health_of_two_processes as check_health_of_two_processes
 from ._quantizer_layout import check_autocast as check_autocast
 from ._quantizer_layout import check_half_precision as check_half_precision
 from ._quantizer_layout import check_index_range as check_index_range
@@ -155,10 +159,10 @@ from ._quantizer_mask import check_mask_output as check_mask_output
 from ._quantizer_refusals import check_refuses_codebooks as check_refuses_codebooks
 from ._quantizer_refusals import check_refuses_indices as check_refuses_indices
 from ._quantizer_refusals import check_refuses_inputs as check_refuses_inputs
+from ._quantizer_refusals import check_refuses_revivals as check_refuses_revivals
 from ._quantizer_revival import check_revival as check_revival
 from ._quantizer_revival import check_revival_prefers_errors as check_revival_prefers_errors
 from ._quantizer_revival import check_updates_leave_live_entries as check_updates_leave_live_entries
-from ._quantizer_settings import check_broken_entry as check_broken_entry
 from ._quantizer_settings import check_noise as check_noise
 from ._quantizer_settings import check_set_codebook_value as check_set_codebook_value
 from ._quantizer_settings import check_settings_have_effect as check_settings_have_effect
@@ -193,7 +197,6 @@ from ._quantizer_values import check_decode_of_no_index as check_decode_of_no_in
 from ._quantizer_values import check_deterministic as check_deterministic
 from ._quantizer_values import check_encode as check_encode
 from ._quantizer_values import check_nearest_entry as check_nearest_entry
-from ._quantizer_values import check_not_finite as check_not_finite
 from ._quantizer_values import check_output_is_an_entry as check_output_is_an_entry
 from ._quantizer_values import check_permutation as check_permutation
 from ._quantizer_values import check_ties as check_ties

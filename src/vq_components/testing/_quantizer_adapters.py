@@ -113,7 +113,9 @@ def find_traits(module: Any, adapter: QuantizerAdapter) -> QuantizerTraits:
             f"Pass traits=QuantizerTraits(dim=...)."
         )
     size = getattr(module, "codebook_size", None if codebook is None else len(codebook))
-    base: dict[str, Any] = {"dim": dim, "codebook_size": size, "channel_dim": getattr(module, "channel_dim", 1)}
+    channel_dim = getattr(module, "channel_dim", 1)
+    space = tuple(count for count in range(4) if -2 - count < channel_dim < 2 + count)  # channels are not the batch
+    base: dict[str, Any] = {"dim": dim, "codebook_size": size, "channel_dim": channel_dim, "space": space}
     if not (hasattr(module, "update_") and hasattr(module, "index_shape")):
         return QuantizerTraits(**base)
     return _own_traits(module, base, has_codebook=codebook is not None)

@@ -160,14 +160,22 @@ def check_every_parameter_is_trained(subject: QuantizerSubject) -> None:
     """
     module = subject.started()
     z = subject.input(128).requires_grad_()
-    result = subject.call(module, z)
-    total = result.quantized.square().mean() + result.loss.sum()
+    total = torch.zeros(())
+    for _ in range(8 if subject.traits.stochastic else 1):  # what is left out at random comes another time
+        result = subject.call(module, z)
+        total = total + result.quantized.square().mean() + result.loss.sum()
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     grads = _grads(total, [parameter for _, parameter in named])
     idle = [name for (name, _), grad in zip(named, grads, strict=True) if grad is None or not bool(grad.any())]
     require(not idle, f"no gradient at {', '.join(idle)}")
     bad = [name for (name, _), grad in zip(named, grads, strict=True) if grad is not None and not grad.isfinite().all()]
     require(not bad, f"a gradient that is not finite at {', '.join(bad)}")
+    fixed = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    if subject.traits.strict and fixed:  # and stays so where all of a model is set to be trained
+        result = subject.call(module.requires_grad_(), z)
+        backward(result.quantized.square().mean() + result.loss)
+        moved = [name for name in fixed if module.get_parameter(name).grad is not None]
+        require(not moved, f"requires_grad_() of all parameters lets {', '.join(moved)} learn")
 
 
 @QUANTIZER.check(
@@ -249,6 +257,7 @@ def check_reference(quantizer: QuantizerSubject) -> None:
             for parameter in _parameters(module):
                 parameter.mul_(1 + 0.5 * torch.rand_like(parameter))
         vectors = torch.randn(40, quantizer.traits.dim)
+        vectors[::7, 0] = 0.0  # which has no sign
         answers = []
         for plain in (False, True):
             twin, leaf = clone(module), vectors.clone().requires_grad_()

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._compare import state_difference, state_of, use_of
+from ._compare import differ, state_difference, state_of, use_of
+from ._processes import can_run_two, in_two_processes
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import refused, require
 
@@ -37,6 +38,12 @@ def check_health_changes_nothing(subject: QuantizerSubject) -> None:
             modes, before = [part.training for part in parts], state_of(module)
             module.health(subject.input(24))
             require(refused(partial(module.health, torch.zeros(3)), Exception), "three zeros are taken")
+            if subject.traits.mask:
+                z = subject.input(24)
+                mask = torch.ones(z.movedim(subject.traits.channel_dim, -1).shape[:-1]) > 0
+                for batches, masks in (([z], [mask, mask]), ([z, z], [mask])):
+                    where = f"{len(masks)} masks for {len(batches)} batches"
+                    require(refused(partial(module.health, batches, masks), ValueError), f"{where}: no ValueError")
             text = state_difference(state_of(module), before)
             require(not text, f"{stage}: {text}")
             changed = sum(part.training != mode for part, mode in zip(parts, modes, strict=True))
@@ -117,6 +124,30 @@ def check_health_measures(subject: QuantizerSubject) -> None:
         _check_reasons(subject, module, window)
 
 
+@QUANTIZER.check(
+    rule="health() of two processes is that of one with both windows",
+    cause="a number that is not reduced over the processes, such as the largest norm",
+    applies=lambda subject: _reports(subject) and can_run_two(),
+)
+def check_health_of_two_processes(subject: QuantizerSubject) -> None:
+    """Guards data-parallel training against reports of one process's share.
+
+    Fails it::
+
+        norms = torch.stack([z.norm(dim=1).min(), z.norm(dim=1).max()])  # of this process alone
+    """
+    module = subject.started()
+    windows = [[subject.input(40)], [3.0 * subject.input(10), 0.1 * subject.input(20)]]
+    expected = module.health(windows[0] + windows[1])
+    for rank, found in enumerate(in_two_processes(lambda rank: module.health(windows[rank]))):
+        for name, value in expected._asdict().items():
+            same = value == getattr(found, name)
+            text = "" if name == "reasons" and same else f"{getattr(found, name)}, not {value}"
+            if name != "reasons":
+                text = differ(getattr(found, name).double(), value.double(), rtol=1e-4, atol=1e-5)
+            require(not text, f"{name} in process {rank}: {text}")
+
+
 def _low_mean_high(norms: Tensor) -> Tensor:
     return torch.stack([norms.min(), norms.mean(), norms.max()])
 
@@ -132,6 +163,10 @@ def _check_reasons(subject: QuantizerSubject, module: Any, window: list[Tensor])
     bad = window[0].clone()
     bad[0] = torch.nan
     module.set_codebook_(entries)
+    size, unlucky = len(entries), round(0.18 * len(entries))  # chance alone would leave exp(-2), 14 %
+    few = subject.from_vectors(entries[unlucky:].repeat(3, 1)[: 2 * size])
+    said = set(module.health(few).reasons) - usual
+    require(not said, f"{2 * size} vectors leave {unlucky} of {size} entries, as by chance, and it is said: {said}")
     one = subject.from_vectors(entries[:1].repeat(100, 1))
     for name, reasons in {
         "two entries are equal": doubled.reasons,

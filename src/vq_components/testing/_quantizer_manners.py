@@ -52,7 +52,8 @@ def check_empty_batch(subject: QuantizerSubject) -> None:
         z = subject.to_layout(torch.randn(0, *subject.space, subject.traits.dim)).requires_grad_()
         result = subject.call(module, z)
         require(result.quantized.shape[0] == 0, f"quantized has shape {tuple(result.quantized.shape)}")
-        require(bool(result.loss.isfinite().all()), f"the loss is {result.loss.tolist()}")
+        for name, term in {"loss": result.loss, **(result.terms or {})}.items():
+            require(bool(term.isfinite().all()), f"{name} is {term.tolist()}")
         if result.loss.requires_grad:
             backward(result.loss.sum() + result.quantized.sum())
         subject.update(module)

@@ -30,6 +30,8 @@ def check_mask_output(subject: QuantizerSubject) -> None:
         for rank in subject.traits.space:
             z = subject.to_layout(torch.randn(6, *(4, 6, 2)[:rank], subject.traits.dim)).requires_grad_()
             mask = torch.rand(z.movedim(subject.traits.channel_dim, -1).shape[:-1]) > 0.4
+            with torch.no_grad():  # what is not there may be anything
+                z.movedim(subject.traits.channel_dim, -1)[~mask] = torch.nan
             if subject.traits.strict:
                 call = partial(subject.call, module, z, mask[None])
                 require(refused(call, ValueError), f"a mask {tuple(mask[None].shape)} for {tuple(z.shape)} is taken")
@@ -47,7 +49,8 @@ def check_mask_output(subject: QuantizerSubject) -> None:
                 fail("no gradient at the input")
                 return
             grad = grad.movedim(subject.traits.channel_dim, -1)
-            require(not bool(grad[~mask].any()), "the gradient is not zero where masked")
+            require(not bool(grad[~mask].any()), "the gradient is not zero where masked, at values that are NaN")
+            require(bool(grad[mask].isfinite().all()), "NaN where masked reaches the gradient of others")
             require(bool(grad[mask].any()), "the gradient is zero where live")
 
 
@@ -110,6 +113,8 @@ def check_mask_of_nothing(subject: QuantizerSubject) -> None:
         result = subject.call(module, z, torch.zeros(shape, dtype=torch.bool))
         require(bool(result.loss.isfinite().all()), f"the loss is {result.loss.tolist()}")
         require(not bool(result.quantized.any()), "the output is not zero")
+        for name, term in (result.terms or {}).items():
+            require(bool(term.isfinite().all()), f"the term {name} is {term.tolist()}")
         subject.update(module)
         text = state_difference(state_of(module), before)
         require(not text, f"the state changed: {text}")

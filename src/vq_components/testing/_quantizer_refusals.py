@@ -1,5 +1,7 @@
 """Checks of a quantizer: what its methods refuse, whatever the mode."""
 
+import dataclasses
+import math
 from functools import partial
 
 import torch
@@ -31,6 +33,9 @@ def check_refuses_inputs(subject: QuantizerSubject) -> None:
             "a mask with channels": (z, mask.unsqueeze(-1)),
             "a mask of one position": (z, mask.flatten()[:1]),
         }
+        if subject.traits.channel_dim < 0:
+            ones = [1] * (-subject.traits.channel_dim - 1)
+            shapes["channels in place of the batch"] = (torch.zeros(subject.traits.dim, *ones),)
         types = {
             "integers": (z.long(),),
             "complex numbers": (z.to(torch.complex64),),
@@ -69,6 +74,29 @@ def check_refuses_indices(subject: QuantizerSubject) -> None:
     if subject.traits.index_shape:
         short = indices.flatten(2)[..., :-1] if indices[0, 0].numel() > 1 else indices[..., 0]
         require(refused(partial(module.decode, short), ValueError), f"{tuple(short.shape)} is decoded")
+
+
+@QUANTIZER.check(
+    rule="revival refuses what is no setting, and shares and decays outside [0, 1)",
+    cause="a decay of 1, with which no entry ever dies, taken in silence",
+    applies=lambda subject: subject.traits.strict and getattr(subject.fresh(), "revival", None) is not None,
+)
+def check_refuses_revivals(subject: QuantizerSubject) -> None:
+    """Guards a training of days against settings that do nothing.
+
+    Fails it::
+
+        assert 0 <= decay <= 1
+    """
+    module = subject.fresh()
+    settings = module.revival
+    for name in ("threshold", "decay"):
+        for value in (1.0, -0.1, math.nan):
+            call = partial(dataclasses.replace, settings, **{name: value})
+            require(refused(call, ValueError), f"{name}={value} is taken")
+        dataclasses.replace(settings, **{name: 0.0})
+    require(refused(partial(setattr, module, "revival", True), TypeError), "revival = True is taken")
+    require(module.revival == settings, f"refused, but revival is {module.revival}")
 
 
 @QUANTIZER.check(

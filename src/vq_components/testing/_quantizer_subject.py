@@ -1,5 +1,6 @@
 """A quantizer under test: fresh copies of it, inputs for it, and its answers in one form."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,9 +48,12 @@ class QuantizerSubject:
         return made.train() if isinstance(made, nn.Module) else made
 
     def started(self, *, training: bool = True) -> Any:
-        """A copy that has seen three training batches, all of whose statistics are applied."""
+        """A copy that has seen training batches, three at least, all of whose statistics are applied.
+
+        Stages may start one after the other: there are more batches than stages.
+        """
         module = self.fresh()
-        for _ in range(3):
+        for _ in range(2 + math.prod(self.traits.index_shape)):
             self.call(module, self.input(8 * self.some))
         self.update(module)
         return module.train(training)

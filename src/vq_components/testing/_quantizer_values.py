@@ -1,12 +1,11 @@
 """Checks of a quantizer: which entry is chosen, and what that depends on."""
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._compare import clone, gap
+from ._compare import gap
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_decode
 from ._report import refused, require
 
@@ -241,56 +240,3 @@ def check_permutation(subject: QuantizerSubject) -> None:
         require(not text, f"{text} in the indices")
         text = subject.differ(subject.vectors(other.quantized), subject.vectors(result.quantized)[order])
         require(not text, f"{text} in quantized")
-
-
-@QUANTIZER.check(
-    rule="a vector that is not finite harms no other vector, no index and no statistics",
-    cause="averages by a product with a one-hot matrix, where NaN * 0 is NaN: one vector poisons all entries",
-)
-def check_not_finite(subject: QuantizerSubject) -> None:
-    """Guards the codebook against one bad batch, and the range of indices.
-
-    Where a mask is offered, and results are strict, statistics must be those without the vector.
-
-    Fails it::
-
-        sums = one_hot.T @ z  # with a NaN in z, all sums are NaN
-    """
-    for training in subject.modes:
-        for bad in (torch.nan, torch.inf, -torch.inf):
-            module = subject.started(training=training)
-            vectors = subject.vectors(subject.input(40))
-            clean = subject.call_copy(module, subject.from_vectors(vectors))
-            vectors = vectors.clone()
-            vectors[3, 0] = bad
-            others = torch.arange(len(vectors)) != 3
-            if subject.traits.mask and subject.traits.strict and not subject.traits.stochastic:
-                _check_counts_as_masked(subject, clone(module), torch.where(others[:, None], vectors, bad), others)
-            result = subject.call(module, subject.from_vectors(vectors))
-            text = gap(subject.flat(result.indices)[others], subject.flat(clean.indices)[others])
-            require(not text, f"one vector with {bad}: {text} in the indices of the others")
-            if subject.traits.strict and not training:
-                text = gap(module.encode(subject.from_vectors(vectors)), result.indices)
-                require(not text, f"one vector with {bad}: {text} in the indices of encode and of the forward")
-            _check_after_bad(subject, module, result.indices, bad)
-
-
-def _check_counts_as_masked(subject: QuantizerSubject, module: Any, vectors: Tensor, others: Tensor) -> None:
-    masked = clone(module)
-    subject.call(module, subject.from_vectors(vectors))
-    subject.call(masked, subject.from_vectors(vectors), others.view(-1, *[1] * len(subject.space)))
-    text = subject.states_differ(module, masked)
-    require(not text, f"a vector that is not finite, next to the same with a mask over it: {text}")
-
-
-def _check_after_bad(subject: QuantizerSubject, module: object, indices: Tensor, bad: float) -> None:
-    size = subject.traits.codebook_size
-    inside = size is None or bool(((indices >= 0) & (indices < size)).all())
-    require(inside, f"one vector with {bad}: indices from {int(indices.min())} to {int(indices.max())}")
-    subject.update(module)
-    subject.call(module, subject.input(40))
-    subject.update(module)
-    if has_codebook(subject):
-        entries = subject.codebook(module)
-        lost = int((~entries.isfinite().all(dim=1)).sum())
-        require(lost == 0, f"one vector with {bad}: {lost} of {len(entries)} entries are not finite two steps later")

@@ -204,4 +204,7 @@ MUTANTS = [
     ("LPIPS's checkpoint not checked", TRUNK, '    if any(problems.values()):', '    if False:'),
     ('environment variable ignored', TRUNK, 'if net == "vgg" and os.environ.get(_VARIABLE):', 'if False:'),
     ("LPIPS's first heads", TRUNK, '"v0.1"', '"v0.0"'),
+    ('environment variable VQ_COMPONENTS_VGG16 overrules weights=',
+     'losses/_trunk.py', '    if weights is not None:\n        return _existing(Path(weights), f"weights={os.fspath(weights)!r}")\n    if net == "vgg" and os.environ.get(_VARIABLE):\n        return _existing(Path(os.environ[_VARIABLE]), f"the environment variable {_VARIABLE}")\n',
+     '    if net == "vgg" and os.environ.get(_VARIABLE):\n        return _existing(Path(os.environ[_VARIABLE]), f"the environment variable {_VARIABLE}")\n    if weights is not None:\n        return _existing(Path(weights), f"weights={os.fspath(weights)!r}")\n'),
 ]
