@@ -4,8 +4,10 @@
 
 Every quantizer gets the same autoencoder, crops, steps and seeds. Revival stops for the last tenth of the steps. Then
 each is evaluated on 48 batches of crops: fresh ones of the training photos, and ones of photos that were held out.
-"Unquantized" is the held-out PSNR where the trained decoder gets the latents themselves: what is missing from it to
-the run without a quantizer is lost in training, what is missing from the PSNR to it is lost to the codebook.
+"PSNR" is that of the mean squared error over all crops, "of crops" the mean of each crop's, as papers give it: a few
+crops of what training never showed decide the first. "Unquantized" is the held-out PSNR where the trained decoder gets
+the latents themselves: what is missing from it to the run without a quantizer is lost in training, what is missing from
+the PSNR to it is lost to the codebook.
 Results are kept in ``--out``, so that a run that was interrupted goes on where it stopped. ``--split`` says which
 photos are held out: what is chosen by the numbers of others than ``test`` has not seen the test photos.
 
@@ -192,10 +194,10 @@ def measure(make_quantizer, settings, seed):
 def report(results):
     """The table, seeds averaged."""
     print(
-        "| K | steps | split | network | batch | quantizer | seeds | PSNR | unquantized | usage | perplexity "
-        "| PSNR, train | usage, train | ms a step |"
+        "| K | steps | split | network | batch | quantizer | seeds | PSNR | of crops | unquantized | usage "
+        "| perplexity | PSNR, train | usage, train | ms a step |"
     )
-    print("|---" * 14 + "|")
+    print("|---" * 15 + "|")
     groups = {}
     for key, row in results.items():
         groups.setdefault(tuple(key.split(" | ")[:-1]), []).append(row)
@@ -209,6 +211,7 @@ def report(results):
 
         print(
             f"| {' | '.join(setting)} | {name} | {len(rows)} | {mean('held_out', 'psnr'):.2f} dB "
+            f"| {mean('held_out', 'psnr_of_crops'):.2f} dB "
             f"| {mean('held_out', 'unquantized'):.2f} dB | {mean('held_out', 'usage'):.1%} "
             f"| {mean('held_out', 'perplexity'):.0f} | {mean('train', 'psnr'):.2f} dB | {mean('train', 'usage'):.1%} "
             f"| {1000 * mean('seconds_per_step'):.0f} |"

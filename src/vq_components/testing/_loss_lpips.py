@@ -230,8 +230,9 @@ def check_lpips_refuses(loss: LossSubject) -> None:
         for pair in ((x.to(torch.uint8), x), (x, x.to(torch.uint8))):
             require(refused(partial(distance, *pair), TypeError), f"{net}: 8-bit images: no TypeError")
     require(refused(partial(build, "resnet"), ValueError), "a network without heads: no ValueError")
-    missing = partial(build, "squeeze", weights="/nowhere/squeezenet.pth")
-    require(refused(missing, FileNotFoundError), "a file that does not exist: no FileNotFoundError")
+    for net in _NETS:  # whatever the environment knows
+        missing = partial(build, net, weights=f"/nowhere/{net}.pth")
+        require(refused(missing, FileNotFoundError), f"{net}: a file that does not exist: no FileNotFoundError")
     state = states["squeeze"]
     first = next(iter(state))
     for name, other in {
