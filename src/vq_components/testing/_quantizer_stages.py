@@ -134,10 +134,20 @@ def check_unused_stages_rest(subject: QuantizerSubject) -> None:
                 require(bool(text) or moved, f"stage {number + 1} learns nothing when {used} are in use")
 
 
+def _innermost(module: Any) -> list[Any]:
+    """The stages; those of a stage that is residual itself in its place."""
+    return [part for stage in module.quantizers for part in (_innermost(stage) if _drop(stage) == 0 else [stage])]
+
+
+def _drop(module: Any) -> Any:
+    """The share of forwards in which a residual quantizer leaves stages out; None for others."""
+    return getattr(module, "dropout", None) if hasattr(module, "quantizers") else None
+
+
 def _starts_in_turn(subject: QuantizerSubject) -> bool:
-    if not _is_residual(subject) or _drops(subject):
+    if not subject.traits.strict or _drop(subject.fresh()) != 0:
         return False
-    books = [getattr(stage, "embedding", None) for stage in subject.fresh().quantizers]
+    books = [getattr(stage, "embedding", None) for stage in _innermost(subject.fresh())]
     # Averages move entries that have not started as well.
     learned = all(isinstance(getattr(book, "weight", None), torch.nn.Parameter) for book in books)
     return learned and all(not bool(getattr(book, "started", True)) for book in books)
@@ -159,12 +169,13 @@ def check_stages_start_in_turn(subject: QuantizerSubject) -> None:
     """
     module, z = subject.fresh(), subject.input(200)
     module.update_()  # from now on, only these calls update
-    for update, _ in enumerate(module.quantizers):
-        before = [stage.codebook.detach().clone() for stage in module.quantizers]
+    stages = _innermost(module)
+    for update, _ in enumerate(stages):
+        before = [stage.codebook.detach().clone() for stage in stages]
         for _ in range(2):  # forwards, of one update
             subject.call(module, z)
         module.update_()
-        for number, stage in list(enumerate(module.quantizers))[update:]:
+        for number, stage in list(enumerate(stages))[update:]:
             same = torch.equal(stage.codebook, before[number])
             at = f"at update {update + 1}, stage {number + 1}"
             require(same == (number > update), f"{at} has {'not ' if same else ''}taken its entries")
