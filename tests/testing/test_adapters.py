@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vq_components import MinGPT, generate, testing
-from vq_components.testing import CheckFailure, PriorSubject, TokenizerSubject, TokenizerTraits
+from vq_components import MinGPT, VectorQuantizer, generate, testing
+from vq_components.testing import CheckFailure, PriorSubject, QuantizerTraits, TokenizerSubject, TokenizerTraits
 
 SIZES = {"n_layer": 1, "n_head": 2, "n_embd": 16}
 
@@ -216,3 +216,22 @@ def test_a_wrong_look_up_is_seen():
     model.quantize = Scaled()
     with pytest.raises(CheckFailure, match="decoded images"):
         testing.check_round_trip(TokenizerSubject(model, adapter=testing.diffusers_tokenizer, traits=TRAITS))
+
+
+class Wrapped(nn.Module):
+    """Around a quantizer whose state has infinities, which stand for candidates that have not come yet."""
+
+    def __init__(self):
+        super().__init__()
+        self.quantizer = VectorQuantizer(8, 4)
+
+    def forward(self, z):
+        return self.quantizer(z)[:3]
+
+    def update_(self):
+        self.quantizer.update_()
+
+
+def test_a_wrapper_that_hands_updates_on_raises_no_alarm():
+    testing.check_empty_batch(Wrapped(), traits=QuantizerTraits(dim=4, codebook_size=8))
+    testing.check_micro_batches(Wrapped(), traits=QuantizerTraits(dim=4, codebook_size=8, two_phase=True))

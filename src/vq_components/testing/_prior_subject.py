@@ -58,8 +58,8 @@ class PriorAdapter:
         logits: ``(module, tokens, values) -> (B, T, V)``.
         loss: ``(module, tokens, values) -> the mean negative log-likelihood in nats per token``.
         generate: ``(module, prompt, new, values, settings) -> (B, T + new)``, where ``settings`` may have
-            ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``guidance``, ``allowed_tokens``, ``embeddings``,
-            ``generator`` and ``progress``.
+            ``temperature`` (0: the likeliest token), ``top_k``, ``top_p``, ``min_p``, ``guidance``,
+            ``allowed_tokens``, ``embeddings``, ``generator`` and ``progress``.
         settings: names of the settings that ``generate`` knows.
         windows: ``(module, grid, window, batch_size, values, settings) -> (B, H, W)``.
         traits: ``(module) -> PriorTraits``, used where none are given.

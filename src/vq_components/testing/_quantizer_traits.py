@@ -32,7 +32,8 @@ class QuantizerTraits:
         eps: of these averages.
         starts_from_data: the first training batch gives the codebook its entries.
         mask: whether it is called with a mask as well, True where a position is live.
-        two_phase: training forwards count, ``update_()`` applies.
+        two_phase: training forwards count, and the object's own method ``update_()`` applies, as that of this
+            package's quantizers does. A wrapper around one hands the call on.
         half: whether half-precision inputs are for it.
         batched_loss: whether the loss is a mean over positions, that copies of a batch do not change.
         reference: ``(module, vectors (N, D)) -> (quantized, indices, loss)``: what it should compute, written
