@@ -183,6 +183,8 @@ parts = [gradients(decoder, discriminator, part) for part in range(2)]
 expected = [(one + other) / 2 for one, other in zip(*parts)]
 wrapped = DistributedDataParallel(decoder), DistributedDataParallel(discriminator, **json.loads(sys.argv[3]))
 torch.testing.assert_close(gradients(*wrapped, rank), expected)
+del wrapped
+distributed.barrier()  # a process that leaves while the other still works can abort it
 distributed.destroy_process_group()
 """
 
