@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._compare import backward, clone, gap
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_setter
 from ._quantizer_updates import _can_be_set
 from ._report import require
 
@@ -68,12 +68,18 @@ def check_not_finite(subject: QuantizerSubject) -> None:
             _check_after_bad(subject, module, result.indices, bad)
 
 
+def _entries_among_parameters(subject: QuantizerSubject, module: Any) -> list[str]:
+    """Names of the parameters that are the codebook itself, and nothing that it is computed from."""
+    place = subject.codebook(module).data_ptr() if has_codebook(subject) else None
+    return [name for name, parameter in module.named_parameters() if parameter.data_ptr() == place]
+
+
 def _check_gradients(subject: QuantizerSubject, module: Any, loss: Tensor, bad: float) -> None:
     """Of the codebook; a projection before it belongs to the encoder, whose gradient is not finite."""
     backward(loss)
-    place = subject.codebook(module).data_ptr() if has_codebook(subject) else None
+    entries = _entries_among_parameters(subject, module)
     for name, parameter in module.named_parameters():
-        learned = not subject.traits.trains_codebook or parameter.data_ptr() == place
+        learned = not subject.traits.trains_codebook or name in entries
         finite = parameter.grad is None or bool(parameter.grad.isfinite().all())
         require(finite or not learned, f"one vector with {bad}: the loss's gradient at {name} is not finite")
 
@@ -84,14 +90,14 @@ def _check_counts_as_masked(subject: QuantizerSubject, module: Any, vectors: Ten
     expected = subject.call(masked, subject.from_vectors(vectors), others.view(-1, *[1] * len(subject.space)))
     text = subject.states_differ(module, masked)
     require(not text, f"{where}: {text}")
-    if has_codebook(subject) and result.quantized.requires_grad:
+    if result.quantized.requires_grad:
         backward(result.quantized.sum())
         backward(expected.quantized.sum())
-        for name, parameter in module.named_parameters():
-            grads = [each.grad for each in (parameter, masked.get_parameter(name)) if each.grad is not None]
-            if grads and parameter.data_ptr() == subject.codebook(module).data_ptr():
-                text = subject.about(grads[0], grads[-1])
-                require(not text and len(grads) == 2, f"{where}: {text} in the output's gradient at {name}")
+        for name in _entries_among_parameters(subject, module):
+            found, meant = module.get_parameter(name).grad, masked.get_parameter(name).grad
+            require((found is None) == (meant is None), f"{where}: the output's gradient at {name} is missing in one")
+            text = subject.about(found, meant) if found is not None and meant is not None else ""
+            require(not text, f"{where}: {text} in the output's gradient at {name}")
 
 
 def _check_after_bad(subject: QuantizerSubject, module: object, indices: Tensor, bad: float) -> None:
@@ -110,9 +116,7 @@ def _check_after_bad(subject: QuantizerSubject, module: object, indices: Tensor,
 @QUANTIZER.check(
     rule="the codebook may move between forward and backward: the gradient is that of the entries that were used",
     cause="a formula of its own that keeps the codebook itself for the backward, and no copy",
-    applies=lambda subject: (
-        subject.traits.strict and has_codebook(subject) and hasattr(subject.fresh(), "set_codebook_")
-    ),
+    applies=lambda subject: subject.traits.strict and has_setter(subject),
 )
 def check_codebook_moves_before_backward(subject: QuantizerSubject) -> None:
     """Guards losses of several forwards, and an update between the two passes.

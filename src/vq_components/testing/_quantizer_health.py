@@ -40,7 +40,7 @@ def check_health_changes_nothing(subject: QuantizerSubject) -> None:
             require(refused(partial(module.health, torch.zeros(3)), Exception), "three zeros are taken")
             if subject.traits.mask:
                 z = subject.input(24)
-                mask = torch.ones(z.movedim(subject.traits.channel_dim, -1).shape[:-1]) > 0
+                mask = torch.ones(subject.positions(z)) > 0
                 for batches, masks in (([z], [mask, mask]), ([z, z], [mask])):
                     where = f"{len(masks)} masks for {len(batches)} batches"
                     require(refused(partial(module.health, batches, masks), ValueError), f"{where}: no ValueError")
@@ -66,7 +66,7 @@ def check_health_counts(subject: QuantizerSubject) -> None:
     for training in (True, False):
         module = subject.started(training=training)
         window = [subject.input(40), 3.0 * subject.input(10)]
-        masks = [torch.rand(z.movedim(subject.traits.channel_dim, -1).shape[:-1]) > 0.3 for z in window]
+        masks = [torch.rand(subject.positions(z)) > 0.3 for z in window]
         for live in (None, masks):
             health = module.health(window, live)
             chosen = [subject.flat(module.encode(z)) for z in window]

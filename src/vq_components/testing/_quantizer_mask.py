@@ -29,7 +29,7 @@ def check_mask_output(subject: QuantizerSubject) -> None:
         module = subject.started(training=training)
         for rank in subject.traits.space:
             z = subject.to_layout(torch.randn(6, *(4, 6, 2)[:rank], subject.traits.dim)).requires_grad_()
-            mask = torch.rand(z.movedim(subject.traits.channel_dim, -1).shape[:-1]) > 0.4
+            mask = torch.rand(subject.positions(z)) > 0.4
             with torch.no_grad():  # what is not there may be anything
                 z.movedim(subject.traits.channel_dim, -1)[~mask] = torch.nan
             if subject.traits.strict:
@@ -109,7 +109,7 @@ def check_mask_of_nothing(subject: QuantizerSubject) -> None:
         module = subject.started(training=training)
         before = state_of(module)
         z = subject.input(12)
-        shape = z.movedim(subject.traits.channel_dim, -1).shape[:-1]
+        shape = subject.positions(z)
         result = subject.call(module, z, torch.zeros(shape, dtype=torch.bool))
         require(bool(result.loss.isfinite().all()), f"the loss is {result.loss.tolist()}")
         require(not bool(result.quantized.any()), "the output is not zero")

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from ._compare import state_difference, state_of
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_setter
 from ._report import refused, require
 
 
@@ -25,7 +25,7 @@ def check_refuses_inputs(subject: QuantizerSubject) -> None:
     """
     for training in (True, False):
         module, z = subject.started(training=training), subject.input(24)
-        before, mask = state_of(module), torch.ones(z.movedim(subject.traits.channel_dim, -1).shape[:-1]) > 0
+        before, mask = state_of(module), torch.ones(subject.positions(z)) > 0
         shapes = {
             "one channel more": (torch.cat([z, z], dim=subject.traits.channel_dim),),
             "no dimension": (torch.zeros(()),),
@@ -102,9 +102,7 @@ def check_refuses_revivals(subject: QuantizerSubject) -> None:
 @QUANTIZER.check(
     rule="set_codebook_ refuses other shapes, and entries that are not finite, and is then as before",
     cause="copy_(), which broadcasts one entry to all",
-    applies=lambda subject: (
-        subject.traits.strict and has_codebook(subject) and hasattr(subject.fresh(), "set_codebook_")
-    ),
+    applies=lambda subject: subject.traits.strict and has_setter(subject),
 )
 def check_refuses_codebooks(subject: QuantizerSubject) -> None:
     """Guards a trained codebook against one that cannot take its place.

@@ -3,7 +3,7 @@
 import torch
 
 from ._compare import clone
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_setter
 from ._report import require
 
 _SETTINGS = (
@@ -15,10 +15,6 @@ _SETTINGS = (
     "diversity_weight",
     "index_weight",
 )
-
-
-def _has_setter(subject: QuantizerSubject) -> bool:
-    return has_codebook(subject) and hasattr(subject.fresh(), "set_codebook_")
 
 
 @QUANTIZER.check(
@@ -66,7 +62,7 @@ def check_settings_have_effect(subject: QuantizerSubject) -> None:
 @QUANTIZER.check(
     rule="after set_codebook_(entries) the codebook is these entries",
     cause="a projection, a bias or a scale that is left in front of them",
-    applies=lambda subject: subject.traits.strict and _has_setter(subject),
+    applies=lambda subject: subject.traits.strict and has_setter(subject),
 )
 def check_set_codebook_value(subject: QuantizerSubject) -> None:
     """Guards codebooks that are computed from parameters.

@@ -119,6 +119,10 @@ class QuantizerSubject:
         moved = output.movedim(self._channel_dim(output.ndim), -1)
         return moved.reshape(-1, moved.shape[-1])
 
+    def positions(self, z: Tensor) -> torch.Size:
+        """The shape of an input without its channels, which is a mask's."""
+        return z.movedim(self.traits.channel_dim, -1).shape[:-1]
+
     def flat(self, indices: Tensor) -> Tensor:
         """Indices as ``(N, *index_shape)``."""
         return indices.reshape(-1, *self.traits.index_shape)
@@ -194,6 +198,11 @@ QUANTIZER: Kind[QuantizerSubject] = Kind("quantizer", as_quantizer)
 def has_codebook(subject: QuantizerSubject) -> bool:
     """Whether its entries can be read."""
     return subject.adapter.codebook is not None
+
+
+def has_setter(subject: QuantizerSubject) -> bool:
+    """Whether its entries can be read, and replaced."""
+    return has_codebook(subject) and hasattr(subject.fresh(), "set_codebook_")
 
 
 def has_decode(subject: QuantizerSubject) -> bool:

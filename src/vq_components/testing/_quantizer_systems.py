@@ -153,7 +153,7 @@ def check_two_processes(subject: QuantizerSubject) -> None:
     """
     starts = {"fresh": subject.fresh(), "started": subject.started()}
     batches = [subject.input(96) for _ in range(3)]
-    uneven = [(z, torch.rand(z.movedim(subject.traits.channel_dim, -1).shape[:-1]) > 0.3) for z in batches]
+    uneven = [(z, torch.rand(subject.positions(z)) > 0.3) for z in batches]
     uneven[1][1][: len(batches[1]) // 4] = False  # the first process has no live position here
 
     def run(rank: int, world: int) -> dict[str, dict[str, Tensor]]:
