@@ -52,6 +52,31 @@ def test_one_error_lists_all_failures():
         )
 
 
+def test_an_error_of_many_checks_is_told_once():
+    wrong = QuantizerTraits(dim=4, codebook_size=8, learns=False, half=False)
+    with pytest.raises(CheckError) as error:
+        testing.check_quantizer(Flat(), name="flat", traits=wrong)
+    text, failures = str(error.value), error.value.failures
+    shared = [failure for failure in failures if failure.measured == "raised ValueError: wrong number of channels"]
+    assert text.count("wrong number of channels") == 1
+    assert f"{len(shared)} of them end in the same error: {', '.join(failure.check for failure in shared)}\n" in text
+    assert "the traits or the adapter do not fit the object" in text
+    for failure in failures:
+        assert failure in shared or str(failure) in text
+
+
+def test_few_equal_errors_are_told_each():
+    failures = [CheckFailure(name, rule=name, measured="raised KeyError: 1", cause="a key") for name in "abc"]
+    text = str(CheckError("few", failures, total=9))
+    assert all(str(failure) in text for failure in failures)
+    assert "same error" not in text
+
+
+def test_a_foreign_prior_needs_an_adapter():
+    with pytest.raises(TypeError, match="How a Linear is used is not known.*Pass adapter="):
+        testing.check_prior(nn.Linear(2, 2), traits=testing.PriorTraits(vocab_size=2, length=2))
+
+
 def test_an_expected_failure_must_fail():
     testing.check_quantizer(Flat(), traits=TRAITS, expected_failures={"check_shapes": "flat by design"})
     with pytest.raises(CheckError) as error:

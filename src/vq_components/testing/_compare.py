@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._report import require
+
 
 def gap(actual: Tensor, expected: Tensor) -> str:
     """How far two tensors are apart, in words; empty if they are bit-equal (NaN equals NaN)."""
@@ -53,6 +55,17 @@ def state_difference(
         if actual[name].dtype != expected[name].dtype:
             texts[name] = f"{actual[name].dtype} instead of {expected[name].dtype}"
     return "; ".join(f"{name}: {text}" for name, text in texts.items() if text)
+
+
+def modes_of(module: Any) -> dict[str, bool]:
+    """Whether each part is in training mode, by its name."""
+    return {name: part.training for name, part in module.named_modules()}
+
+
+def require_modes(module: Any, modes: dict[str, bool], when: str) -> None:
+    """Ends a check unless every part is in the mode that it was in."""
+    changed = [name or "the module itself" for name, training in modes_of(module).items() if modes[name] != training]
+    require(not changed, f"{when} modes are not as they were: {', '.join(changed[:3])}")
 
 
 def clone(module: Any) -> Any:

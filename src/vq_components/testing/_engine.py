@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from ._report import Broken, CheckError, CheckFailure
+from ._report import RAISED, Broken, CheckError, CheckFailure
 
 Subject = TypeVar("Subject")
 
@@ -48,7 +48,7 @@ class Kind(Generic[Subject]):
             @functools.wraps(body)
             def run(tested: Any, **options: Any) -> None:
                 subject = self.wrap(tested, **options)
-                if not applies(subject):
+                if not _applies(applies, subject):
                     raise unittest.SkipTest(f"{name} does not apply to this {self.noun}, as its traits say.")
                 _run(body, subject, rule=rule, cause=cause)
 
@@ -66,7 +66,7 @@ class Kind(Generic[Subject]):
 
     def selected(self, subject: Subject) -> list[Check[Subject]]:
         """The checks that apply."""
-        return [check for check in self.checks.values() if check.applies(subject)]
+        return [check for check in self.checks.values() if _applies(check.applies, subject)]
 
     def run_all(self, subject: Subject, *, name: str, expected_failures: Mapping[str, str]) -> None:
         """Runs every check that applies; raises one :class:`CheckError` with all failures."""
@@ -81,6 +81,14 @@ class Kind(Generic[Subject]):
 
 
 _OPTIONS = ("traits", "adapter")
+
+
+def _applies(applies: Callable[[Any], bool], subject: Any) -> bool:
+    """Whether a check is run; also where the object cannot even be asked, which the check then reports."""
+    try:
+        return applies(subject)
+    except Exception:
+        return True
 
 
 def check_expected(expected_failures: Mapping[str, str], checks: Mapping[str, Any]) -> None:
@@ -113,7 +121,7 @@ def _run(body: Callable[[Any], None], subject: Any, *, rule: str, cause: str) ->
         raise CheckFailure(body.__name__, rule=rule, measured=str(broken), cause=cause) from None
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        measured = f"raised {type(error).__name__}: {lines[0][:300]}"
+        measured = f"{RAISED}{type(error).__name__}: {lines[0][:300]}"
         raise CheckFailure(body.__name__, rule=rule, measured=measured, cause=cause) from error
 
 

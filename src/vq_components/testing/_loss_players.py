@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ._compare import backward, clone, state_difference, state_of
+from ._compare import backward, clone, modes_of, require_modes, state_difference, state_of
 from ._loss_adapters import Scene
 from ._loss_subject import LOSS, LossSubject
 from ._report import require
@@ -105,7 +105,7 @@ def check_generator_leaves_discriminator(loss: LossSubject) -> None:
     """
     for module in (loss.used(), loss.fresh()):
         network, scene = loss.adapter.network(module), loss.scene()
-        before, modes = state_of(network), [part.training for part in network.modules()]
+        before, modes = state_of(network), modes_of(network)
         value, _ = loss.generator(module, scene, loss.full)
         backward(value.reshape(()))
         named = dict(network.named_parameters())
@@ -113,7 +113,7 @@ def check_generator_leaves_discriminator(loss: LossSubject) -> None:
         require(not touched, f"gradients at {len(touched)} of {len(named)} parameters of the discriminator")
         text = state_difference(state_of(network), before)
         require(not text, f"state of the discriminator: {text}")
-        require(modes == [part.training for part in network.modules()], "the discriminator's mode changed")
+        require_modes(network, modes, "after the generator's pass, the discriminator's")
         frozen = [name for name, parameter in named.items() if not parameter.requires_grad]
         require(not frozen, f"{len(frozen)} parameters were left frozen")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._compare import clone, state_difference, state_of
+from ._compare import clone, modes_of, require_modes, state_difference, state_of
 from ._prior_subject import PRIOR, PriorSubject, Values, can_generate
 from ._report import require
 
@@ -236,7 +236,7 @@ def check_sampling_restores(prior: PriorSubject) -> None:
     """
     module, prompt, values = prior.excited(), _prompt(prior, 3), prior.values(3)
     _mix_modes(prior, module, prompt, values)
-    before, modes = state_of(module), [part.training for part in module.modules()]
+    before, modes = state_of(module), modes_of(module)
     keys, random = list(module.state_dict()), torch.get_rng_state()
     grads: list[bool] = []
     handle = next(module.children()).register_forward_hook(lambda *_: grads.append(torch.is_grad_enabled()))
@@ -244,7 +244,7 @@ def check_sampling_restores(prior: PriorSubject) -> None:
     handle.remove()
     require(not any(grads), "the model runs with autograd on: every token's graph is kept")
     greedy = [prior.generate(module, prompt, 2, values, temperature=0.0) for _ in range(2)]
-    require(modes == [part.training for part in module.modules()], "modes are not as they were")
+    require_modes(module, modes, "after sampling")
     require(list(module.state_dict()) == keys, "the state has other keys")
     require(not state_difference(state_of(module), before), "the state changed")
     require(all(p.requires_grad for p in module.parameters()), "parameters were left frozen")
@@ -256,7 +256,7 @@ def check_sampling_restores(prior: PriorSubject) -> None:
         require(sum(seen) == 2, f"progress saw {sum(seen)} steps for two tokens")
         with contextlib.suppress(ZeroDivisionError):
             prior.generate(module, prompt, 2, values, progress=_break_off)
-        require(modes == [part.training for part in module.modules()], "modes are not as they were after an error")
+        require_modes(module, modes, "after an error")
         require(torch.is_grad_enabled(), "autograd was left off after an error")
     if "generator" not in prior.adapter.settings:
         return

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..prior import ConditionalPrior, MinGPT, generate, generate_windows
 from ._compare import clone, differ
 from ._engine import Kind
 
@@ -59,8 +60,11 @@ class PriorAdapter:
         loss: ``(module, tokens, values) -> the mean negative log-likelihood in nats per token``.
         generate: ``(module, prompt, new, values, settings) -> (B, T + new)``, where ``settings`` may have
             ``temperature`` (0: the likeliest token), ``top_k``, ``top_p``, ``min_p``, ``guidance``,
-            ``allowed_tokens``, ``embeddings``, ``generator`` and ``progress``.
-        settings: names of the settings that ``generate`` knows.
+            ``allowed_tokens``, ``embeddings``, ``generator`` and ``progress``: those that a check needs, so take them
+            with defaults, as in ``lambda module, prompt, new, values, settings: module.sample(prompt, new,
+            temperature=settings.get("temperature", 1.0))``. ``temperature`` is needed; 0 makes samples comparable.
+        settings: names of the settings that ``generate`` knows; no other than these and ``temperature`` is passed. A
+            ``generator`` is the only source of randomness of a call that gets one; without it, it is torch's own.
         windows: ``(module, grid, window, batch_size, values, settings) -> (B, H, W)``.
         traits: ``(module) -> PriorTraits``, used where none are given.
     """
@@ -88,8 +92,6 @@ def _own_loss(module: Any, tokens: Tensor, values: Values) -> Tensor:
 
 
 def _own_generate(module: Any, prompt: Tensor, new: int, values: Values, settings: dict[str, Any]) -> Tensor:
-    from ..prior import generate
-
     return generate(module, prompt, max_new_tokens=new, conditions=values, **settings)
 
 
@@ -101,12 +103,15 @@ def _own_windows(
     values: Values,
     settings: dict[str, Any],
 ) -> Tensor:
-    from ..prior import generate_windows
-
     return generate_windows(module, grid=grid, window=window, batch_size=batch_size, conditions=values, **settings)
 
 
 def _own_adapter(module: Any) -> PriorAdapter:
+    if not isinstance(module, (MinGPT, ConditionalPrior)):
+        raise TypeError(
+            f"How a {type(module).__name__} is used is not known, only how this package's priors are. "
+            f"Pass adapter=, a function (module, tokens, values) -> logits, or a PriorAdapter."
+        )
     conditional = hasattr(module, "image_vocab")
     excluded = {"embeddings"} if conditional else {"guidance"}
     if conditional and module.condition_dropout == 0:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._compare import gap, state_difference, state_of
+from ._compare import gap, modes_of, require_modes, state_difference, state_of
 from ._prior_conditional import is_own
 from ._prior_sampling import filtered, without_conditions
 from ._prior_subject import PRIOR, PriorSubject, Values
@@ -194,7 +194,7 @@ def check_windows_manners(prior: PriorSubject) -> None:
         return
     for number, part in enumerate(module.modules()):
         part.training = number % 3 != 1
-    modes, state, steps = [part.training for part in module.modules()], state_of(module), []
+    modes, state, steps = modes_of(module), state_of(module), []
 
     def counted(given: Iterable[Any]) -> Iterator[Any]:
         for step in given:
@@ -208,7 +208,7 @@ def check_windows_manners(prior: PriorSubject) -> None:
     require(len(steps) == expected, f"progress saw {len(steps)} steps instead of W + w (H - 1) = {expected}")
     with contextlib.suppress(ZeroDivisionError):
         windows(module, grid, window, None, values, {"progress": lambda given: (1 // 0 for _ in given)})
-    require(modes == [part.training for part in module.modules()], "modes are not as they were")
+    require_modes(module, modes, "after sampling")
     require(not state_difference(state_of(module), state), "the state changed")
 
 

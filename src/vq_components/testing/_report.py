@@ -1,6 +1,10 @@
 """What a failed check says."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+
+RAISED = "raised "
+_SEVERAL = 4  # checks that end in one exception: more likely one mistake than several
 
 
 class CheckFailure(AssertionError):
@@ -31,11 +35,31 @@ class CheckError(AssertionError):
     """
 
     def __init__(self, name: str, failures: Sequence[CheckFailure], *, total: int) -> None:
-        listed = "\n\n".join(str(failure) for failure in failures)
-        super().__init__(f"{name} fails {len(failures)} of {total} checks.\n\n{listed}")
+        shared = _shared(failures)
+        listed = "\n\n".join(str(failure) for failure in failures if failure.measured != shared)
+        summary = f"{name} fails {len(failures)} of {total} checks."
+        super().__init__("\n\n".join(filter(None, [summary, _told_once(failures, shared), listed])))
         self.name = name
         self.failures = tuple(failures)
         self.total = total
+
+
+def _shared(failures: Sequence[CheckFailure]) -> str | None:
+    """The exception that ended several checks, if one did."""
+    raised = [failure.measured for failure in failures if failure.measured.startswith(RAISED)]
+    most, times = max(Counter(raised).items(), key=lambda item: item[1], default=("", 0))
+    return most if times >= _SEVERAL else None
+
+
+def _told_once(failures: Sequence[CheckFailure], shared: str | None) -> str:
+    """One paragraph on all checks that ended in the same exception."""
+    names = [failure.check for failure in failures if failure.measured == shared]
+    if not names:
+        return ""
+    return (
+        f"{len(names)} of them end in the same error: {', '.join(names)}\n  measured:    {shared}\n"
+        f"  usual cause: the traits or the adapter do not fit the object, if it can be used at all"
+    )
 
 
 class Broken(Exception):
