@@ -73,7 +73,7 @@ def test_few_equal_errors_are_told_each():
 
 
 def test_a_foreign_prior_needs_an_adapter():
-    with pytest.raises(TypeError, match="How a Linear is used is not known.*Pass adapter="):
+    with pytest.raises(TypeError, match=r"How a Linear is used is not known.*Pass adapter="):
         testing.check_prior(nn.Linear(2, 2), traits=testing.PriorTraits(vocab_size=2, length=2))
 
 
