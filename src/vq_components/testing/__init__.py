@@ -153,6 +153,7 @@ from ._quantizer_manners import check_every_stage_is_used as check_every_stage_i
 from ._quantizer_manners import check_input_untouched as check_input_untouched
 from ._quantizer_manners import check_loss_is_a_mean as check_loss_is_a_mean
 from ._quantizer_manners import check_wrong_channels as check_wrong_channels
+from ._quantizer_mask import check_mask_encode as check_mask_encode
 from ._quantizer_mask import check_mask_equals_cutting_out as check_mask_equals_cutting_out
 from ._quantizer_mask import check_mask_of_nothing as check_mask_of_nothing
 from ._quantizer_mask import check_mask_output as check_mask_output

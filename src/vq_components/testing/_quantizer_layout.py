@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._compare import differ, gap
-from ._quantizer_subject import QUANTIZER, QuantizerSubject
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import require
 
 _SPACES: dict[int, list[tuple[int, ...]]] = {0: [()], 1: [(6,), (1,)], 2: [(5, 3), (1, 6), (1, 1)], 3: [(2, 5, 3)]}
@@ -165,6 +165,7 @@ def check_half_precision(subject: QuantizerSubject) -> None:
             wide = torch.promote_types(dtype, torch.float32)
             require(not subject.traits.strict or result.loss.dtype == wide, f"loss is {result.loss.dtype} for {dtype}")
             if dtype == torch.float64:  # has digits that float32 lacks, which may decide between two entries
+                _require_all_digits(subject, module)
                 continue
             text = gap(subject.flat(result.indices), subject.flat(expected.indices))
             require(not text, f"{dtype}: {text} in the indices")
@@ -173,8 +174,23 @@ def check_half_precision(subject: QuantizerSubject) -> None:
             require(not text, f"{dtype}: {text} in quantized")
 
 
+def _require_all_digits(subject: QuantizerSubject, module: Any) -> None:
+    """Vectors between the two nearest entries, by a billionth nearer to the one or the other."""
+    if not has_codebook(subject) or subject.traits.distance != "euclidean" or subject.traits.stochastic:
+        return
+    entries = subject.codebook(module).double()
+    if len(entries) > 1000:  # too many pairs
+        return
+    apart = torch.cdist(entries, entries).fill_diagonal_(torch.inf)
+    pair = torch.tensor(divmod(int(apart.argmin()), len(entries)))
+    towards = entries[pair] - entries[pair.flip(0)]
+    z = subject.from_vectors(entries[pair].mean(dim=0) + 1e-9 * towards)
+    for found in (subject.flat(subject.call_copy(module, z).indices), subject.flat(module.encode(z))):
+        require(torch.equal(found, pair), f"float64: entries {found.tolist()}, but {pair.tolist()} are the nearest")
+
+
 @QUANTIZER.check(
-    rule="autocast does not change indices",
+    rule="autocast does not change indices, nor what they stand for",
     cause="a matrix product in the search, which autocast runs in half precision",
     applies=lambda subject: subject.traits.half,
 )
@@ -201,3 +217,7 @@ def check_autocast(subject: QuantizerSubject) -> None:
                 require(not text, f"autocast to {dtype}: {text}")
                 text = gap(tokens, module.encode(z))
                 require(not text, f"autocast to {dtype}: {text} in the indices of encode")
+                with torch.autocast("cpu", dtype=dtype):
+                    decoded = subject.decode(module, tokens, z)
+                text = gap(decoded, subject.decode(module, tokens, z))
+                require(not text, f"autocast to {dtype}: {text} in what decode returns")

@@ -55,6 +55,28 @@ def check_mask_output(subject: QuantizerSubject) -> None:
 
 
 @QUANTIZER.check(
+    rule="encode with a mask gives the forward's indices, -1 where masked",
+    cause="a mask that encode takes and forgets",
+    applies=lambda subject: subject.traits.mask and callable(getattr(subject.fresh(), "encode", None)),
+)
+def check_mask_encode(subject: QuantizerSubject) -> None:
+    """Guards tokens on disk: what is not there must not look like entry 0.
+
+    Fails it::
+
+        def encode(self, z, mask=None):
+            return self.search(z.nan_to_num())
+    """
+    module = subject.started(training=False)
+    for rank in subject.traits.space:
+        z = subject.to_layout(torch.randn(6, *(4, 6, 2)[:rank], subject.traits.dim))
+        mask = torch.rand(subject.positions(z)) > 0.4
+        z.movedim(subject.traits.channel_dim, -1)[~mask] = torch.nan
+        text = gap(module.encode(z, mask), subject.call(module, z, mask).indices)
+        require(not text, f"input {tuple(z.shape)}: {text} in the indices")
+
+
+@QUANTIZER.check(
     rule="masked positions influence nothing: all is as if they had been cut out",
     cause="a mean over all positions, or statistics that count masked ones",
     applies=lambda subject: subject.traits.mask and not subject.traits.stochastic,
