@@ -126,9 +126,6 @@ from ._quantizer_accidents import check_codebook_moves_before_backward as check_
 from ._quantizer_accidents import check_not_finite as check_not_finite
 from ._quantizer_adapters import QuantizerAdapter as QuantizerAdapter
 from ._quantizer_adapters import QuantizerResult as QuantizerResult
-from ._quantizer_adapters import diffusers as diffusers
-from ._quantizer_adapters import taming as taming
-from ._quantizer_adapters import vector_quantize_pytorch as vector_quantize_pytorch
 from ._quantizer_freeze import check_freeze as check_freeze
 from ._quantizer_gradients import check_every_parameter_is_trained as check_every_parameter_is_trained
 from ._quantizer_gradients import check_input_gradient as check_input_gradient
@@ -157,6 +154,9 @@ from ._quantizer_mask import check_mask_encode as check_mask_encode
 from ._quantizer_mask import check_mask_equals_cutting_out as check_mask_equals_cutting_out
 from ._quantizer_mask import check_mask_of_nothing as check_mask_of_nothing
 from ._quantizer_mask import check_mask_output as check_mask_output
+from ._quantizer_peers import diffusers as diffusers
+from ._quantizer_peers import taming as taming
+from ._quantizer_peers import vector_quantize_pytorch as vector_quantize_pytorch
 from ._quantizer_refusals import check_refuses_codebooks as check_refuses_codebooks
 from ._quantizer_refusals import check_refuses_indices as check_refuses_indices
 from ._quantizer_refusals import check_refuses_inputs as check_refuses_inputs

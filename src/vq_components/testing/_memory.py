@@ -1,23 +1,43 @@
 """What a run keeps for its backward, and what it allocates."""
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 
+class _Packed:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class Kept:
+    """A tensor that an operation kept for its backward."""
+
+    def __init__(self, packed: _Packed) -> None:
+        self.numel = packed.tensor.numel()
+        self._packed = weakref.ref(packed)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is still kept; an operation whose result is dropped keeps nothing."""
+        return self._packed() is not None
+
+
 @contextlib.contextmanager
-def kept_sizes() -> Iterator[list[int]]:
-    """A list of the numbers of elements of the tensors that autograd keeps inside, one for each time."""
-    sizes: list[int] = []
+def kept_by_autograd() -> Iterator[list[Kept]]:
+    """A list of what the operations inside keep for their backward, each as often as it is kept."""
+    kept: list[Kept] = []
 
-    def note(tensor: Tensor) -> Tensor:
-        sizes.append(tensor.numel())
-        return tensor
+    def pack(tensor: Tensor) -> _Packed:
+        packed = _Packed(tensor)
+        kept.append(Kept(packed))
+        return packed
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        yield sizes
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed.tensor):
+        yield kept
 
 
 def largest_allocation(run: Callable[[], object]) -> int:

@@ -30,8 +30,9 @@ def check_mask_output(subject: QuantizerSubject) -> None:
         for rank in subject.traits.space:
             z = subject.to_layout(torch.randn(6, *(4, 6, 2)[:rank], subject.traits.dim)).requires_grad_()
             mask = torch.rand(subject.positions(z)) > 0.4
-            with torch.no_grad():  # what is not there may be anything
-                z.movedim(subject.traits.channel_dim, -1)[~mask] = torch.nan
+            nothing = torch.nan if subject.traits.strict else 100.0  # what is not there may be anything
+            with torch.no_grad():
+                z.movedim(subject.traits.channel_dim, -1)[~mask] = nothing
             if subject.traits.strict:
                 call = partial(subject.call, module, z, mask[None])
                 require(refused(call, ValueError), f"a mask {tuple(mask[None].shape)} for {tuple(z.shape)} is taken")
@@ -49,15 +50,15 @@ def check_mask_output(subject: QuantizerSubject) -> None:
                 fail("no gradient at the input")
                 return
             grad = grad.movedim(subject.traits.channel_dim, -1)
-            require(not bool(grad[~mask].any()), "the gradient is not zero where masked, at values that are NaN")
-            require(bool(grad[mask].isfinite().all()), "NaN where masked reaches the gradient of others")
+            require(not bool(grad[~mask].any()), f"the gradient is not zero where masked, at values that are {nothing}")
+            require(bool(grad[mask].isfinite().all()), f"{nothing} where masked reaches the gradient of others")
             require(bool(grad[mask].any()), "the gradient is zero where live")
 
 
 @QUANTIZER.check(
     rule="encode with a mask gives the forward's indices, -1 where masked",
     cause="a mask that encode takes and forgets",
-    applies=lambda subject: subject.traits.mask and callable(getattr(subject.fresh(), "encode", None)),
+    applies=lambda subject: subject.traits.strict and subject.traits.mask,
 )
 def check_mask_encode(subject: QuantizerSubject) -> None:
     """Guards tokens on disk: what is not there must not look like entry 0.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ._compare import clone, gap, importable, state_difference, state_of
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_decode
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_encode
 from ._report import require
 
 
@@ -39,7 +39,7 @@ def check_eval_changes_nothing(subject: QuantizerSubject) -> None:
 @QUANTIZER.check(
     rule="encode and decode change nothing in training mode either",
     cause="encode calls forward, which counts",
-    applies=lambda subject: has_decode(subject) and callable(getattr(subject.fresh(), "encode", None)),
+    applies=has_encode,
 )
 def check_encode_changes_nothing(subject: QuantizerSubject) -> None:
     """Guards the codebook against looking at tokens in the middle of a training.
@@ -52,7 +52,7 @@ def check_encode_changes_nothing(subject: QuantizerSubject) -> None:
     for stage, module in subject.at_stages().items():
         before = state_of(module)
         z = subject.input(64)
-        subject.decode(module, module.encode(z), z)
+        subject.decode(module, subject.encode(module, z), z)
         text = state_difference(state_of(module), before)
         require(not text, f"{stage}: {text}")
         require(module.training, f"{stage}: the module was left in evaluation mode")

@@ -129,9 +129,13 @@ class QuantizerSubject:
 
     def call(self, module: Any, z: Tensor, mask: Tensor | None = None) -> QuantizerResult:
         """Calls it, and reads its answer."""
-        if mask is not None:
-            return QuantizerResult(*module(z, mask))
-        return QuantizerResult(*self.adapter.call(module, z))
+        if mask is None:
+            answer = QuantizerResult(*self.adapter.call(module, z))
+        elif self.adapter.masked is None:
+            raise TypeError("no way to pass a mask is known: give the adapter masked=")
+        else:
+            answer = QuantizerResult(*self.adapter.masked(module, z, mask))
+        return answer if isinstance(answer.loss, Tensor) else answer._replace(loss=torch.tensor(float(answer.loss)))
 
     def call_copy(self, module: Any, z: Tensor, mask: Tensor | None = None, *, seed: int = 1) -> QuantizerResult:
         """Calls a copy, with a known random state, so that the module itself stays as it is."""
@@ -152,6 +156,12 @@ class QuantizerSubject:
         if self.adapter.codebook is None:
             raise TypeError("no codebook is known")
         return self.adapter.codebook(module).detach()
+
+    def encode(self, module: Any, z: Tensor) -> Tensor:
+        """Its indices, without the rest."""
+        if self.adapter.encode is None:
+            raise TypeError("no way to encode is known")
+        return self.adapter.encode(module, z)
 
     def decode(self, module: Any, indices: Tensor, like: Tensor) -> Tensor:
         """The vectors of indices that stand for an input of the shape of ``like``."""
@@ -208,3 +218,8 @@ def has_setter(subject: QuantizerSubject) -> bool:
 def has_decode(subject: QuantizerSubject) -> bool:
     """Whether its indices can be turned into vectors."""
     return subject.adapter.decode is not None
+
+
+def has_encode(subject: QuantizerSubject) -> bool:
+    """Whether it gives indices alone, which can be turned into vectors."""
+    return subject.adapter.encode is not None and has_decode(subject)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ._compare import backward, clone, state_difference, state_of
-from ._memory import kept_sizes, largest_allocation
+from ._memory import kept_by_autograd, largest_allocation
 from ._processes import can_run_two, in_two_processes
 from ._quantizer_subject import QUANTIZER, QuantizerSubject
 from ._report import require
@@ -37,7 +37,9 @@ def check_checkpointing(subject: QuantizerSubject) -> None:
                 return result.quantized, result.loss.reshape(())
 
             quantized, loss = checkpoint(run, leaf, use_reentrant=False) if use else run(leaf)
-            backward(quantized.square().mean() + loss)
+            total = quantized.square().mean() + loss
+            if total.requires_grad:
+                backward(total)
         subject.update(module)
         grads.append(torch.zeros_like(z) if leaf.grad is None else leaf.grad)
     text = subject.about(grads[1], grads[0])
@@ -117,7 +119,7 @@ def _is_large(subject: QuantizerSubject) -> bool:
     applies=_is_large,
 )
 def check_memory(subject: QuantizerSubject) -> None:
-    """Guards memory with a large codebook: what the graph keeps, and with strict traits also what is made in between.
+    """Guards memory with a large codebook: what is kept after the forward; if strict, also what is made in between.
 
     Fails it::
 
@@ -127,10 +129,10 @@ def check_memory(subject: QuantizerSubject) -> None:
     count = max(2048, 2**22 // size)
     z = subject.input(count).requires_grad_()
     count = len(subject.vectors(z))
-    with kept_sizes() as kept:
+    with kept_by_autograd() as kept:
         result = subject.call(module, z)
-        backward(result.loss.sum() + result.quantized.square().mean())
-    largest = max(kept, default=0)
+        largest = max((each.numel for each in kept if each.alive), default=0)
+        del result  # which the graph hung on until here
     require(
         largest < count * size // 2, f"a tensor of {largest} numbers is kept for {count} vectors and {size} entries"
     )

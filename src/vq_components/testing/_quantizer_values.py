@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._compare import gap
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_decode
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_decode, has_encode
 from ._report import refused, require
 
 
@@ -36,7 +36,7 @@ def check_decode_inverts_forward(subject: QuantizerSubject) -> None:
 @QUANTIZER.check(
     rule="in evaluation, decode(encode(z)) is what the forward returns",
     cause="encode and forward look up in different ways, or encode returns another layout",
-    applies=lambda subject: has_decode(subject) and callable(getattr(subject.fresh(), "encode", None)),
+    applies=has_encode,
 )
 def check_encode(subject: QuantizerSubject) -> None:
     """Guards that tokens written to disk are those of the forward.
@@ -50,7 +50,7 @@ def check_encode(subject: QuantizerSubject) -> None:
         module = subject.started(training=training)
         for rank in subject.traits.space:
             z = subject.to_layout(torch.randn(4, *(4, 6, 2)[:rank], subject.traits.dim))
-            indices = module.encode(z)
+            indices = subject.encode(module, z)
             result = subject.call_copy(module, z)
             text = gap(indices, result.indices)
             require(not text, f"input {tuple(z.shape)}: {text} in the indices")

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ._memory import kept_sizes, largest_allocation
+from ._memory import kept_by_autograd, largest_allocation
 from ._report import refused, require
 from ._tokenizer import TOKENIZER, TokenizerSubject
 from ._tokenizer_networks import PARTS
@@ -71,7 +71,8 @@ def check_attention_memory(model: TokenizerSubject) -> None:
     settings, side = Settings(ch=8, ch_mult=(1,), z_channels=8, channels=8), 48
     for part in PARTS:
         network, x = build(model, part, settings), torch.randn(1, 8, side, side)
-        with kept_sizes() as kept:
+        with kept_by_autograd() as kept:
             most = largest_allocation(partial(network, x))
-        require(max(kept) < side**4 // 4, f"{part}: a tensor of {max(kept)} numbers is kept for {side**2} positions")
+        largest = max(each.numel for each in kept)
+        require(largest < side**4 // 4, f"{part}: a tensor of {largest} numbers is kept for {side**2} positions")
         require(most < side**4, f"{part}: {most} bytes are allocated at once for {side**2} positions")

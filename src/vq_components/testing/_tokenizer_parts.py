@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ._compare import backward, clone, gap, state_difference, state_of
-from ._memory import kept_sizes
+from ._memory import kept_by_autograd
 from ._report import fail, refused, require
 from ._tokenizer import TOKENIZER, TokenizerSubject
 
@@ -96,7 +96,7 @@ def check_halves(model: TokenizerSubject) -> None:
     for training in (True, False):
         module, images = model.started(training=training), model.images(2)
         calls = _note_calls(module)
-        with kept_sizes() as kept:
+        with kept_by_autograd() as kept:
             indices = model.adapter.encode(module, images)
         require(not kept, f"encode keeps {len(kept)} tensors for a backward")
         require(torch.is_grad_enabled(), "encode leaves autograd off")
