@@ -32,7 +32,7 @@ def kept_by_autograd() -> Iterator[list[Kept]]:
     kept: list[Kept] = []
 
     def pack(tensor: Tensor) -> _Packed:
-        packed = _Packed(tensor)
+        packed = _Packed(tensor.detach())  # a result with its graph would keep itself
         kept.append(Kept(packed))
         return packed
 

@@ -173,6 +173,11 @@ class PriorSubject:
         if traits is None:
             raise TypeError(f"{type(prior).__name__} does not tell its traits. Pass traits=PriorTraits(...).")
         self.traits = traits
+        if self.adapter.generate is not None and traits.length < self.shortest + 3:
+            raise ValueError(
+                f"Sampling is checked with three tokens behind a prompt of {self.shortest}, but got "
+                f"length={traits.length}. Pass a prior of at least {self.shortest + 3} tokens."
+            )
         self.expected_failures = dict(expected_failures or {})
 
     def fresh(self) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._compare import clone, gap, importable, state_difference, state_of
+from ._compare import gap, importable, state_difference, state_of
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_encode
 from ._report import require
 
@@ -242,7 +242,7 @@ def check_micro_batches(subject: QuantizerSubject) -> None:
     """
     start = subject.started()
     z = subject.to_layout(torch.randn(32, *subject.space, subject.traits.dim))  # four equal parts
-    whole, parts = clone(start), clone(start)
+    whole, parts = subject.copy(start), subject.copy(start)
     total = subject.call(whole, z).loss.reshape(())
     losses = [subject.call(parts, part).loss.reshape(()) for part in z.chunk(4)]
     for module in (whole, parts):

@@ -44,8 +44,24 @@ class QuantizerSubject:
     def fresh(self) -> Any:
         """A copy in training mode, as it was given."""
         source = self._source
-        made = clone(source) if isinstance(source, nn.Module) else source()
-        return made.train() if isinstance(made, nn.Module) else made
+        if not isinstance(source, nn.Module):
+            made = source()
+            return made.train() if isinstance(made, nn.Module) else made
+        try:
+            return clone(source).train()
+        except RuntimeError as error:
+            raise TypeError(
+                f"A {type(source).__name__} cannot be copied by copy.deepcopy: {error} Pass a function that builds one."
+            ) from error
+
+    def copy(self, module: Any) -> Any:
+        """A copy, also of what ``copy.deepcopy`` cannot copy, by its state."""
+        try:
+            return clone(module)
+        except RuntimeError:  # a tensor with a graph is kept, as torch's old weight_norm does
+            twin = self.fresh()
+            twin.load_state_dict(module.state_dict())
+            return twin.train(module.training)
 
     def started(self, *, training: bool = True) -> Any:
         """A copy that has seen training batches, three at least, all of whose statistics are applied.
@@ -141,7 +157,7 @@ class QuantizerSubject:
         """Calls a copy, with a known random state, so that the module itself stays as it is."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.call(clone(module), z, mask)
+            return self.call(self.copy(module), z, mask)
 
     def input_gradient(self, module: Any, z: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient at the input of a weighted sum of all outputs and the loss, and the loss."""

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from ._compare import backward, clone, state_difference, state_of
 from ._memory import kept_by_autograd, largest_allocation
 from ._processes import can_run_two, in_two_processes
-from ._quantizer_subject import QUANTIZER, QuantizerSubject
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import require
 
 
@@ -27,7 +27,7 @@ def check_checkpointing(subject: QuantizerSubject) -> None:
         self.cluster_size.lerp_(counts, 0.01)  # in forward
     """
     start, z = subject.started(), subject.input(48)
-    modules, grads = (clone(start), clone(start)), []
+    modules, grads = (subject.copy(start), subject.copy(start)), []
     for module, use in zip(modules, (False, True), strict=True):
         for factor in (1.0, 1.5):
             leaf = (z * factor).requires_grad_()
@@ -62,7 +62,7 @@ def check_compile(subject: QuantizerSubject) -> None:
     for training in subject.modes:
         torch.compiler.reset()
         module = subject.started(training=training)
-        eager = clone(module)
+        eager = subject.copy(module)
         compiled = torch.compile(
             lambda z, module=module: tuple(subject.call(module, z)[:3]), backend="aot_eager", fullgraph=True
         )
@@ -161,12 +161,12 @@ def check_two_processes(subject: QuantizerSubject) -> None:
     def run(rank: int, world: int) -> dict[str, dict[str, Tensor]]:
         states = {}
         for name, start in starts.items():
-            module = clone(start)
+            module = subject.copy(start)
             subject.update(module)
             for z in batches:
                 subject.call(module, z.chunk(world)[rank])
                 subject.update(module)
-            states[name] = {name: t for name, t in state_of(module).items() if t.is_floating_point()}
+            states[name] = _what_counts(subject, module, batches[0])
             if subject.traits.strict and subject.traits.mask:
                 states[f"{name}, uneven and masked"] = _run_uneven(subject, clone(start), uneven, rank, world)
         return states
@@ -179,6 +179,14 @@ def check_two_processes(subject: QuantizerSubject) -> None:
         require(not text, f"{name}, the second process compared with the first: {text}")
         text = state_difference(one, joined, rtol=1e-3, atol=1e-4)
         require(not text, f"{name}, two processes compared with one: {text}")
+
+
+def _what_counts(subject: QuantizerSubject, module: Any, z: Tensor) -> dict[str, Tensor]:
+    """The floating-point state if strict, else what it leads to: a buffer that is only logged may be each process's."""
+    if subject.traits.strict:
+        return {name: tensor for name, tensor in state_of(module).items() if tensor.is_floating_point()}
+    entries = {"codebook": subject.codebook(module)} if has_codebook(subject) else {}
+    return {**entries, "quantized in evaluation": subject.call(module.eval(), z).quantized.detach()}
 
 
 def _run_uneven(
@@ -241,4 +249,4 @@ def check_training(subject: QuantizerSubject) -> None:
     used = sum(usages[-10:]) / 10
     numbers = f"error {first:.3g} -> {last:.3g} of the variance, entries in use {usages[0]} -> {used:.3g} of {clusters}"
     require(last < max(0.3, 0.7 * first), numbers)
-    require(used >= min(usages[0], 0.5 * clusters), numbers)
+    require(used >= 0.9 * min(usages[0], 0.5 * clusters), numbers)  # a few more or less is chance
