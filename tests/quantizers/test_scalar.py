@@ -121,6 +121,13 @@ def test_lfq_numbers_its_entries_with_the_first_channel_fastest():
     assert LFQ(4).codebook.tolist() == [list(entry) for entry in expected]
 
 
+def test_lfq_keeps_every_bit_of_a_wide_index():
+    z = torch.randn(20, 60)
+    expected = [sum(1 << n for n, x in enumerate(row) if x > 0) for row in z.tolist()]
+    assert LFQ(60).encode(z).tolist() == expected
+    assert torch.equal(LFQ(60).decode(torch.tensor(expected)), torch.where(z > 0, 1.0, -1.0))
+
+
 def test_zero_is_negative():
     assert LFQ(2)(torch.tensor([[0.0, -0.0]])).quantized.tolist() == [[-1.0, -1.0]]
 

@@ -165,6 +165,7 @@ from ._quantizer_revival import check_revival as check_revival
 from ._quantizer_revival import check_revival_prefers_errors as check_revival_prefers_errors
 from ._quantizer_revival import check_updates_leave_live_entries as check_updates_leave_live_entries
 from ._quantizer_settings import check_noise as check_noise
+from ._quantizer_settings import check_noise_temperature as check_noise_temperature
 from ._quantizer_settings import check_set_codebook_value as check_set_codebook_value
 from ._quantizer_settings import check_settings_have_effect as check_settings_have_effect
 from ._quantizer_stages import check_stage_dropout as check_stage_dropout

@@ -41,7 +41,8 @@ def check_broken_entry(subject: QuantizerSubject) -> None:
 def check_not_finite(subject: QuantizerSubject) -> None:
     """Guards the codebook against one bad batch, and the range of indices.
 
-    Where a mask is offered, and results are strict, statistics must be those without the vector.
+    Where a mask is offered, and results are strict, statistics must be those without the vector, and the loss must show
+    that there is one: NaN, which a gradient scaler sees.
 
     Fails it::
 
@@ -58,6 +59,8 @@ def check_not_finite(subject: QuantizerSubject) -> None:
             if subject.traits.mask and subject.traits.strict and not subject.traits.stochastic:
                 _check_counts_as_masked(subject, clone(module), torch.where(others[:, None], vectors, bad), others)
             result = subject.call(module, subject.from_vectors(vectors))
+            hidden = subject.traits.strict and bool(result.loss.isfinite().all())
+            require(not hidden, f"one vector with {bad}: the loss is {float(result.loss):.6g}, which hides it")
             if subject.traits.strict and result.loss.requires_grad:
                 _check_gradients(subject, module, result.loss, bad)
             text = gap(subject.flat(result.indices)[others], subject.flat(clean.indices)[others])

@@ -17,6 +17,10 @@ _SETTINGS = (
 )
 
 
+def _has_temperature(subject: QuantizerSubject) -> bool:
+    return isinstance(getattr(subject.fresh(), "temperature", None), float)
+
+
 @QUANTIZER.check(
     rule="a quantizer that is declared stochastic draws in training: another seed gives another result",
     cause="noise that is switched off, or multiplied by zero",
@@ -33,6 +37,33 @@ def check_noise(subject: QuantizerSubject) -> None:
     results = [subject.call_copy(module, z, seed=seed) for seed in range(1, 9)]
     alike = all(torch.equal(result.indices, results[0].indices) for result in results[1:])
     require(not alike, "eight seeds agree in every index")
+
+
+@QUANTIZER.check(
+    rule="a temperature of noise makes choices softer: what is drawn is the same at each",
+    cause="noise that is added after the division by the temperature",
+    applies=lambda subject: (
+        subject.traits.strict
+        and subject.traits.stochastic
+        and isinstance(getattr(subject.fresh(), "temperature", None), float)
+    ),
+)
+def check_noise_temperature(subject: QuantizerSubject) -> None:
+    """Guards annealing: Gumbel-max draws from softmax(logits), whatever the temperature is.
+
+    Fails it::
+
+        weights = (logits / temperature + noise).softmax(dim=1)  # must be ((logits + noise) / temperature)
+    """
+    module, z = subject.started(), 3.0 * subject.input(200)
+    drawn = []
+    for factor in (0.3, 1.0, 3.0):
+        changed = clone(module)
+        changed.temperature = factor * module.temperature
+        drawn.append(subject.call_copy(changed, z).indices)
+    for indices in drawn[1:]:
+        differ = int((indices != drawn[0]).sum())
+        require(differ == 0, f"{differ} of {indices.numel()} indices change with the temperature, at one seed")
 
 
 @QUANTIZER.check(

@@ -142,4 +142,13 @@ MUTANTS = [
     ('index_backprop does not rescale the sums of earlier tiles: wrong gradients beyond 4096 entries',
      'functional/_index.py', 'sums = sums * shrink[:, None] + weights @ codebook[part]',
      'sums = sums + weights @ codebook[part]'),
+    ('decode runs in half precision under autocast',
+     'quantizers/_base.py', '        with torch.autocast(indices.device.type, enabled=False):\n            vectors = self._entries(flat)\n',
+     '        vectors = self._entries(flat)\n'),
+    ("FSQ's loss hides vectors that are not finite",
+     'quantizers/_scalar.py', 'loss = torch.where(live[:, None], 0 * z, 0).sum()',
+     'loss = torch.where(seen[:, None], 0 * z, 0).sum()'),
+    ('Gumbel noise is added behind the division by the temperature',
+     'quantizers/_gumbel.py', 'F.gumbel_softmax(logits, tau=self.temperature, dim=1)',
+     'F.gumbel_softmax(logits / self.temperature, dim=1)'),
 ]

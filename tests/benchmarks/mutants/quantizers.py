@@ -234,4 +234,13 @@ MUTANTS = [
     ('the rotation trick overlooks that an entry of zeros has no direction',
      'functional/_estimators.py', 'has_direction = (length > 0) & (target > 0)',
      'has_direction = length > 0'),
+    ('encode looks float64 vectors up in float32',
+     'functional/_codes.py', 'dtype = torch.promote_types(torch.promote_types(z.dtype, codebook.dtype), torch.float32)',
+     'dtype = torch.float32'),
+    ('encode forgets the mask',
+     'quantizers/_base.py', '            indices = self._encode(flat, live)\n        if mask is not None:\n            indices = torch.where(live.view(-1, *(1 for _ in self.index_shape)), indices, -1)\n',
+     '            indices = self._encode(flat, live)\n'),
+    ('the loss hides vectors that are not finite',
+     'quantizers/_vector.py', 'commitment = mean_square(z, entries.detach(), live, distances)',
+     'commitment = mean_square(z, entries.detach(), seen, distances)'),
 ]
