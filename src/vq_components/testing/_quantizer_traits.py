@@ -25,8 +25,10 @@ class QuantizerTraits:
         estimator: what the output's gradient does at the input: ``"straight_through"`` hands it on unchanged,
             ``"other"`` gives some gradient, ``"none"`` gives none.
         trains_codebook: whether the *output's* gradient reaches parameters, as in Gumbel-softmax or with projections.
-        learns: whether there is a codebook that training should bring to the data.
-        commitment_weight: if told, the loss is ``commitment_weight * mean((z - sg[e])^2)`` plus the next term.
+        learns: whether training by the loss alone brings the output to the data; not so where a projection back learns
+            from the decoder.
+        commitment_weight: if told, the loss is ``commitment_weight * mean((z - sg[e])^2)`` plus the next term, with
+            ``z`` as it comes in and ``e`` as it comes out. A loss that is exactly 0 in evaluation is not compared.
         codebook_weight: if told, weight of ``mean((sg[z] - e)^2)``.
         decay: if told, the codebook follows the vectors by moving averages of this decay, in :meth:`update_`.
         eps: of these averages.
