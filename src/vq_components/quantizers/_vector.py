@@ -86,7 +86,7 @@ class _CodebookQuantizer(AbstractQuantizer):
         return self.embedding.look_up(finite(self._compared(z)), seen)
 
     def _decode(self, indices: Tensor) -> Tensor:
-        return self.embedding.entries(indices)
+        return self._trained(self.embedding.entries(indices))
 
     def _quantize(self, z: Tensor, live: Tensor) -> QuantizerOutput:
         seen = seen_vectors(z, live)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._compare import backward, clone, state_difference, state_of
-from ._quantizer_subject import QUANTIZER, QuantizerSubject
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_decode
 from ._report import require
 
 
@@ -55,6 +55,9 @@ def check_freeze(subject: QuantizerSubject) -> None:
             text = state_difference(state_of(module), before)
             require(not text, f"{stage}: {text}")
             require(not subject.traits.strict or not named, f"{stage}: gradients at {', '.join(named[:5])}")
+        if subject.traits.strict and has_decode(subject):
+            learned = subject.decode(module, subject.call_copy(module, z).indices, z).requires_grad
+            require(not learned, f"{stage}: what decode returns requires grad")
         named = _train(subject, module.eval(), subject.input(64).requires_grad_())
         require(not subject.traits.strict or not named, f"{stage}: gradients in evaluation at {', '.join(named[:5])}")
         module.train().unfreeze()

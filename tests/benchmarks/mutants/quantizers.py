@@ -243,4 +243,7 @@ MUTANTS = [
     ('the loss hides vectors that are not finite',
      'quantizers/_vector.py', 'commitment = mean_square(z, entries.detach(), live, distances)',
      'commitment = mean_square(z, entries.detach(), seen, distances)'),
+    ('decode of a frozen quantizer still trains the codebook',
+     'quantizers/_vector.py', 'return self._trained(self.embedding.entries(indices))',
+     'return self.embedding.entries(indices)'),
 ]
