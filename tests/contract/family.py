@@ -1,5 +1,7 @@
 """The package's other quantizers and its wrappers, as the kit tests them."""
 
+import math
+
 import torch
 
 from vq_components import (
@@ -68,8 +70,8 @@ def plain_rotate(module, z):
 
 def plain_fsq(module, z):
     """Mentzer et al. (2023), for levels 5, 4, 3: the middle of an even number of levels is shifted by a half."""
-    half = torch.tensor([2.0, 1.5, 1.0]) * (1 - 1e-3)
-    offset = torch.tensor([0.0, 0.5, 0.0])
+    half = torch.tensor([2.0, 1.5, 1.0], dtype=z.dtype) * (1 - 1e-3)
+    offset = torch.tensor([0.0, 0.5, 0.0], dtype=z.dtype)
     bounded = (z + torch.tan(offset / half)).tanh() * half - offset
     levels = bounded.round()
     digits = levels.long() + torch.tensor([2, 2, 1])
@@ -110,7 +112,7 @@ def plain_gumbel(module, z):
     log_p = logits.log_softmax(dim=1)
     indices = logits.argmax(dim=1)
     weights = through(log_p.exp(), torch.nn.functional.one_hot(indices, 16).to(z.dtype))
-    kl = (log_p.exp() * (log_p + torch.tensor(16.0).log())).sum(dim=1).mean()
+    kl = (log_p.exp() * (log_p + math.log(16))).sum(dim=1).mean()
     return weights @ module.embed.weight, indices, 5e-4 * kl
 
 

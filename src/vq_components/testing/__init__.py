@@ -132,7 +132,6 @@ from ._quantizer_gradients import check_input_gradient as check_input_gradient
 from ._quantizer_gradients import check_loss_gradients as check_loss_gradients
 from ._quantizer_gradients import check_loss_value as check_loss_value
 from ._quantizer_gradients import check_output_moves_no_codebook as check_output_moves_no_codebook
-from ._quantizer_gradients import check_reference as check_reference
 from ._quantizer_gradients import check_terms as check_terms
 from ._quantizer_gradients import check_two_forwards_one_backward as check_two_forwards_one_backward
 from ._quantizer_health import check_health_changes_nothing as check_health_changes_nothing
@@ -145,6 +144,7 @@ from ._quantizer_layout import check_index_range as check_index_range
 from ._quantizer_layout import check_layouts as check_layouts
 from ._quantizer_layout import check_shapes as check_shapes
 from ._quantizer_layout import check_strides as check_strides
+from ._quantizer_manners import check_autograd_off as check_autograd_off
 from ._quantizer_manners import check_empty_batch as check_empty_batch
 from ._quantizer_manners import check_every_stage_is_used as check_every_stage_is_used
 from ._quantizer_manners import check_input_untouched as check_input_untouched
@@ -157,6 +157,7 @@ from ._quantizer_mask import check_mask_output as check_mask_output
 from ._quantizer_peers import diffusers as diffusers
 from ._quantizer_peers import taming as taming
 from ._quantizer_peers import vector_quantize_pytorch as vector_quantize_pytorch
+from ._quantizer_reference import check_reference as check_reference
 from ._quantizer_refusals import check_refuses_codebooks as check_refuses_codebooks
 from ._quantizer_refusals import check_refuses_indices as check_refuses_indices
 from ._quantizer_refusals import check_refuses_inputs as check_refuses_inputs

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._compare import backward, clone, differ, use_of
+from ._compare import backward, differ, use_of
 from ._quantizer_adapters import QuantizerResult
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import fail, require
@@ -24,11 +24,11 @@ def _only_in_training(subject: QuantizerSubject, module: Any, loss: Tensor) -> b
     return not subject.traits.strict and not module.training and not bool(loss.detach().any())
 
 
-def _parameters(module: Any) -> list[nn.Parameter]:
+def trained_parameters(module: Any) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-def _grads(output: Tensor, inputs: list[Tensor], cotangent: Tensor | None = None) -> list[Tensor | None]:
+def grads_of(output: Tensor, inputs: list[Tensor], cotangent: Tensor | None = None) -> list[Tensor | None]:
     if not output.requires_grad or not inputs:
         return [None] * len(inputs)
     grads = torch.autograd.grad(output, inputs, cotangent, retain_graph=True, allow_unused=True)
@@ -53,7 +53,7 @@ def check_input_gradient(subject: QuantizerSubject) -> None:
             z = subject.to_layout(torch.randn(4, *(4, 6, 2)[:rank], subject.traits.dim)).requires_grad_()
             quantized = subject.call(module, z).quantized
             cotangent = torch.randn_like(quantized)
-            (grad,) = _grads(quantized, [z], cotangent)
+            (grad,) = grads_of(quantized, [z], cotangent)
             mode = "training" if training else "evaluation"
             if grad is None:
                 fail(f"{mode}: no gradient at the input")
@@ -80,7 +80,7 @@ def check_output_moves_no_codebook(subject: QuantizerSubject) -> None:
     module = subject.started()
     z = subject.input(32).requires_grad_()
     quantized = subject.call(module, z).quantized
-    grads = _grads(quantized, list(_parameters(module)), torch.randn_like(quantized))
+    grads = grads_of(quantized, list(trained_parameters(module)), torch.randn_like(quantized))
     moved = [float(grad.abs().max()) for grad in grads if grad is not None and bool(grad.any())]
     require(not moved, f"a parameter gets gradients up to {max(moved, default=0.0):.3g} from quantized alone")
 
@@ -138,22 +138,24 @@ def check_loss_gradients(subject: QuantizerSubject) -> None:
             error = (z - result.quantized).detach()
             # Entries that are computed from parameters are new ones in each call: what they get is not seen.
             trained = [codebook] if codebook.requires_grad and codebook.is_leaf else []
-            grads = _grads(result.loss.reshape(()), [z, *trained])
+            grads = grads_of(result.loss.reshape(()), [z, *trained])
             expected = 2 * (traits.commitment_weight or 0.0) * error / z.numel()
             grad = torch.zeros_like(z) if grads[0] is None else grads[0]
-            text = _differ(grad, expected)
+            text = gradients_differ(grad, expected)
             require(not text, f"gradient at the input, compared with 2 commitment_weight (z - e) / N: {text}")
             if trained:
                 rows = subject.flat(result.indices).long()
                 pull = torch.zeros_like(codebook).index_add_(0, rows, -subject.vectors(error))
                 expected = 2 * (traits.codebook_weight or 0.0) * pull / z.numel()
                 grad = torch.zeros_like(codebook) if grads[1] is None else grads[1]
-                text = _differ(grad, expected)
+                text = gradients_differ(grad, expected)
                 require(not text, f"gradient at the codebook, compared with 2 codebook_weight sum(e - z) / N: {text}")
 
 
-def _differ(grad: Tensor, expected: Tensor) -> str:
-    return differ(grad, expected, rtol=1e-3, atol=1e-5 * max(float(expected.detach().abs().max()), 1e-4))
+def gradients_differ(grad: Tensor, expected: Tensor, *, digits: int = 3) -> str:
+    tolerance = 10.0**-digits
+    largest = max(float(expected.detach().abs().max()), 1e-4)
+    return differ(grad, expected, rtol=tolerance, atol=0.01 * tolerance * largest)
 
 
 @QUANTIZER.check(
@@ -175,7 +177,7 @@ def check_every_parameter_is_trained(subject: QuantizerSubject) -> None:
         result = subject.call(module, z)
         total = total + result.quantized.square().mean() + result.loss.sum()
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    grads = _grads(total, [parameter for _, parameter in named])
+    grads = grads_of(total, [parameter for _, parameter in named])
     idle = [name for (name, _), grad in zip(named, grads, strict=True) if grad is None or not bool(grad.any())]
     require(not idle, f"no gradient at {', '.join(idle)}")
     bad = [name for (name, _), grad in zip(named, grads, strict=True) if grad is not None and not grad.isfinite().all()]
@@ -248,46 +250,3 @@ def _expected_terms(subject: QuantizerSubject, z: Tensor, result: QuantizerResul
         error = (subject.vectors(z) - subject.vectors(result.quantized)).detach().double().square().mean()
         expected |= {"commitment": error, "codebook": error}
     return expected
-
-
-@QUANTIZER.check(
-    rule="values and all gradients, at the input and at every parameter, are those of the declared reference",
-    cause="a formula that is not the one that was meant: a factor, a sign, a stage that sees another one's residual",
-    applies=lambda subject: subject.traits.reference is not None,
-)
-def check_reference(quantizer: QuantizerSubject) -> None:
-    """Guards quantizers of any kind by a plain version of them; in evaluation only where training is stochastic.
-
-    Fails it::
-
-        residual = residual - quantized  # without detach(): the commitment of later stages has no gradient
-    """
-    reference = quantizer.traits.reference
-    for training in quantizer.modes:
-        module = quantizer.started(training=training)
-        with torch.no_grad():  # as after a step of an optimizer
-            for parameter in _parameters(module):
-                parameter.mul_(1 + 0.5 * torch.rand_like(parameter))
-        vectors = torch.randn(40, quantizer.traits.dim)
-        vectors[::7, 0] = 0.0  # which has no sign
-        answers = []
-        for plain in (False, True):
-            twin, leaf = clone(module), vectors.clone().requires_grad_()
-            z = quantizer.from_vectors(leaf)
-            if plain and reference is not None:
-                quantized, indices, loss = reference(twin, leaf)
-            else:
-                quantized, indices, loss, _ = quantizer.call(twin, z)
-                quantized, indices = quantizer.vectors(quantized), quantizer.flat(indices)
-            cotangent = torch.linspace(-1, 1, quantized.numel()).view(quantized.shape)
-            total = (quantized * cotangent).sum() + 3.0 * loss.reshape(())
-            named = {"the input": leaf, **{name: p for name, p in twin.named_parameters() if p.requires_grad}}
-            grads = _grads(total, list(named.values()))
-            found = {
-                f"gradient at {name}": torch.zeros_like(tensor) if grad is None else grad
-                for (name, tensor), grad in zip(named.items(), grads, strict=True)
-            }
-            answers.append({"quantized": quantized, "indices": indices, "loss": loss.reshape(()), **found})
-        for name, expected in answers[1].items():
-            text = _differ(answers[0][name].double(), expected.double())
-            require(not text, f"{'training' if training else 'evaluation'}, {name}: {text}")

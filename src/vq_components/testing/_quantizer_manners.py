@@ -67,6 +67,31 @@ def check_empty_batch(subject: QuantizerSubject) -> None:
 
 
 @QUANTIZER.check(
+    rule="with autograd off, results and state are those with it",
+    cause="a condition on requires_grad where the mode is meant",
+    applies=lambda subject: subject.traits.strict,
+)
+def check_autograd_off(subject: QuantizerSubject) -> None:
+    """Guards a codebook that is fitted to latents without a graph, before the training.
+
+    Fails it::
+
+        if self.training and z.requires_grad:
+            self.count(indices)
+    """
+    for training in (True, False):
+        module = subject.started(training=training)
+        z, answers = subject.input(64), []
+        for enabled in (True, False):
+            twin = subject.copy(module)
+            with isolated(1), torch.set_grad_enabled(enabled):
+                answers.append((subject.call(twin, z.clone().requires_grad_(enabled)), twin))
+        (result, twin), (expected, other) = answers
+        text = subject.results_differ(result, expected) or subject.states_differ(twin, other)
+        require(not text, f"{'training' if training else 'evaluation'}: {text}")
+
+
+@QUANTIZER.check(
     rule="forward and backward leave the input alone, and changing the result changes no codebook",
     cause="an in-place operation on a view of the input, such as normalize or /= temperature",
 )
