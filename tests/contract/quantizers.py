@@ -4,6 +4,7 @@ from vq_components import DeadCodeRevival, EMAVectorQuantizer, VectorQuantizer
 from vq_components.testing import QuantizerSubject, QuantizerTraits, traits_of
 
 LIVELY = DeadCodeRevival(threshold=0.5, decay=0.7)
+EVEN = DeadCodeRevival(threshold=0.5, decay=0.5)  # after one update without a vector the usage is the threshold
 
 
 def subjects():
@@ -12,7 +13,7 @@ def subjects():
         "vector": (VectorQuantizer(16, 4), {"commitment_weight": 0.25, "codebook_weight": 1.0}),
         "vector-paper": (VectorQuantizer(16, 4, init="uniform", revival=None), {}),
         "vector-original-weights": (
-            VectorQuantizer(16, 4, commitment_weight=1.0, codebook_weight=0.25, revival=LIVELY),
+            VectorQuantizer(16, 4, commitment_weight=1.0, codebook_weight=0.25, revival=EVEN),
             {"commitment_weight": 1.0, "codebook_weight": 0.25},
         ),
         "vector-channels-last": (VectorQuantizer(16, 4, channel_dim=-1), {}),

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ._compare import backward, differ, use_of
 from ._quantizer_adapters import QuantizerResult
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_setter
 from ._report import fail, require
 
 
@@ -63,6 +63,27 @@ def check_input_gradient(subject: QuantizerSubject) -> None:
             if subject.traits.estimator == "straight_through":
                 text = subject.differ(grad, cotangent)
                 require(not text, f"{mode}: compared with the output's gradient, {text}")
+        if subject.traits.strict:
+            _check_extreme_gradients(subject, module, mode)
+
+
+def _check_extreme_gradients(subject: QuantizerSubject, module: Any, mode: str) -> None:
+    """At vectors that have hardly a direction, and at vectors opposite to their entry."""
+    if subject.traits.distance == "cosine":
+        grad = _gradient(subject, module, 1e-9 * subject.input(64))
+        most = float(grad.abs().max())
+        require(most < 1e8, f"{mode}: a gradient of {most:.3g} at vectors of length 1e-9")
+    if has_setter(subject):
+        module.set_codebook_(torch.ones_like(subject.codebook(module)))
+        grad = _gradient(subject, module, -torch.ones_like(subject.input(4)))
+        require(bool(grad.isfinite().all()), f"{mode}: the gradient at minus an entry is not finite")
+
+
+def _gradient(subject: QuantizerSubject, module: Any, z: Tensor) -> Tensor:
+    """Of the sum of the output at ``z``."""
+    leaf = z.requires_grad_()
+    (grad,) = grads_of(subject.call(module, leaf).quantized.sum(), [leaf])
+    return torch.zeros_like(z) if grad is None else grad
 
 
 @QUANTIZER.check(

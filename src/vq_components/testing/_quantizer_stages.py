@@ -167,15 +167,19 @@ def check_stages_start_in_turn(subject: QuantizerSubject) -> None:
             stage.start_from(residual)  # zero for every vector that became an entry
             residual = residual - stage(residual)
     """
-    module, z = subject.fresh(), subject.input(200)
-    module.update_()  # from now on, only these calls update
-    stages = _innermost(module)
-    for update, _ in enumerate(stages):
-        before = [stage.codebook.detach().clone() for stage in stages]
-        for _ in range(2):  # forwards, of one update
-            subject.call(module, z)
-        module.update_()
-        for number, stage in list(enumerate(stages))[update:]:
-            same = torch.equal(stage.codebook, before[number])
-            at = f"at update {update + 1}, stage {number + 1}"
-            require(same == (number > update), f"{at} has {'not ' if same else ''}taken its entries")
+    z = subject.input(200)
+    for by_hand in (True, False):
+        module = subject.fresh()
+        if by_hand:
+            module.update_()  # from now on, only these calls update; else each forward does, before it looks up
+        stages = _innermost(module)
+        for update, _ in enumerate(stages):
+            before = [stage.codebook.detach().clone() for stage in stages]
+            for _ in range(1 + by_hand):
+                subject.call(module, z)
+            if by_hand:
+                module.update_()
+            for number, stage in list(enumerate(stages))[update:]:
+                same = torch.equal(stage.codebook, before[number])
+                at = f"at update {update + 1}, stage {number + 1}"
+                require(same == (number > update), f"{at} has {'not ' if same else ''}taken its entries")

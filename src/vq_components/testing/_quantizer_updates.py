@@ -233,6 +233,10 @@ def check_start_from_data(subject: QuantizerSubject) -> None:
         z[1::2] = torch.inf
         subject.call(half, z)
         require(bool(subject.codebook(half).isfinite().all()), "vectors that are not finite become entries")
+        sparse = subject.vectors(subject.input(8 * size)).index_fill(1, torch.tensor(0), 0.0)
+        subject.call(half := subject.fresh(), subject.from_vectors(sparse))
+        idle = subject.codebook(half)[:, 0].any()
+        require(not bool(idle), "no start from vectors with a channel of zeros")
     few = subject.fresh()
     vectors = subject.vectors(subject.input(64))[: max(size // 3, 1)]
     subject.call(few, subject.from_vectors(vectors))
