@@ -149,6 +149,7 @@ from ._quantizer_manners import check_empty_batch as check_empty_batch
 from ._quantizer_manners import check_every_stage_is_used as check_every_stage_is_used
 from ._quantizer_manners import check_input_untouched as check_input_untouched
 from ._quantizer_manners import check_loss_is_a_mean as check_loss_is_a_mean
+from ._quantizer_manners import check_settings_of_torch as check_settings_of_torch
 from ._quantizer_manners import check_wrong_channels as check_wrong_channels
 from ._quantizer_mask import check_mask_encode as check_mask_encode
 from ._quantizer_mask import check_mask_equals_cutting_out as check_mask_equals_cutting_out

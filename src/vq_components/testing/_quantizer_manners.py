@@ -1,6 +1,7 @@
 """Checks of a quantizer: what it refuses, and what it leaves alone."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -89,6 +90,46 @@ def check_autograd_off(subject: QuantizerSubject) -> None:
         (result, twin), (expected, other) = answers
         text = subject.results_differ(result, expected) or subject.states_differ(twin, other)
         require(not text, f"{'training' if training else 'evaluation'}: {text}")
+
+
+def _settings_of_torch() -> dict[str, Any]:
+    backends = [getattr(torch.backends, name, None) for name in ("cuda", "mkldnn")]
+    products = [getattr(getattr(backend, "matmul", None), "fp32_precision", None) for backend in backends]
+    return {
+        "precision of float32 products": products if any(products) else torch.get_float32_matmul_precision(),
+        "default dtype": torch.get_default_dtype(),
+        "number of threads": torch.get_num_threads(),
+        "autograd": torch.is_grad_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+@QUANTIZER.check(
+    rule="forward and backward leave torch's own settings as they are",
+    cause="a setting that is switched for one operation, and then to its default instead of what it was",
+)
+def check_settings_of_torch(subject: QuantizerSubject) -> None:
+    """Guards the rest of the program: precision of products, autograd, autocast, default dtype, threads.
+
+    Fails it::
+
+        torch.set_float32_matmul_precision("highest")  # for the search
+    """
+    module, precision = subject.started(), torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        before = _settings_of_torch()
+        result = subject.call(module, subject.input(64).requires_grad_())
+        if result.loss.requires_grad:
+            backward(result.loss.sum() + result.quantized.sum())
+        changed = [
+            f"{name}: {before[name]} -> {now}" for name, now in _settings_of_torch().items() if now != before[name]
+        ]
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    changed = [f"{name}: {before[name]} -> {now}" for name, now in after.items() if now != before[name]]
+    require(not changed, "; ".join(changed))
 
 
 @QUANTIZER.check(

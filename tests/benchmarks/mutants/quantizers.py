@@ -270,4 +270,7 @@ MUTANTS = [
     ('a codebook does not start from vectors in which a single channel is zero',
      'quantizers/_statistics.py', '_draw_candidates(state, rule, z, live, (z != 0).any(dim=1).to(z.dtype))',
      '_draw_candidates(state, rule, z, live, (z != 0).all(dim=1).to(z.dtype))'),
+    ("the search resets the user's precision of float32 products to the default",
+     'functional/_search.py', '        for switch, value in zip(switches, saved if switches else [], strict=True):\n            switch.fp32_precision = value\n        if not switches:\n            torch.set_float32_matmul_precision(legacy)\n',
+     '        for switch in switches:\n            switch.fp32_precision = "none"\n        if not switches:\n            torch.set_float32_matmul_precision("highest")\n'),
 ]
