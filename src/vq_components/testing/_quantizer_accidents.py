@@ -1,5 +1,6 @@
 """Checks of a quantizer: that what goes wrong in one place, or happens in between, harms nothing else."""
 
+import math
 from typing import Any
 
 import torch
@@ -59,8 +60,9 @@ def check_not_finite(subject: QuantizerSubject) -> None:
             if subject.traits.mask and subject.traits.strict and not subject.traits.stochastic:
                 _check_counts_as_masked(subject, clone(module), torch.where(others[:, None], vectors, bad), others)
             result = subject.call(module, subject.from_vectors(vectors))
-            hidden = subject.traits.strict and bool(result.loss.isfinite().all())
-            require(not hidden, f"one vector with {bad}: the loss is {float(result.loss):.6g}, which hides it")
+            loss = float(result.loss.detach().sum())
+            hidden = subject.traits.strict and math.isfinite(loss)
+            require(not hidden, f"one vector with {bad}: the loss is {loss:.6g}, which hides it")
             if subject.traits.strict and result.loss.requires_grad:
                 _check_gradients(subject, module, result.loss, bad)
             text = gap(subject.flat(result.indices)[others], subject.flat(clean.indices)[others])

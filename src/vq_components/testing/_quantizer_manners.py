@@ -123,9 +123,7 @@ def check_settings_of_torch(subject: QuantizerSubject) -> None:
         result = subject.call(module, subject.input(64).requires_grad_())
         if result.loss.requires_grad:
             backward(result.loss.sum() + result.quantized.sum())
-        changed = [
-            f"{name}: {before[name]} -> {now}" for name, now in _settings_of_torch().items() if now != before[name]
-        ]
+        after = _settings_of_torch()
     finally:
         torch.set_float32_matmul_precision(precision)
     changed = [f"{name}: {before[name]} -> {now}" for name, now in after.items() if now != before[name]]
