@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..functional import straight_through
+from ..quantizers import LFQ, GumbelQuantizer, ResidualQuantizer
 from ._quantizer_traits import QuantizerTraits
 
 
@@ -144,6 +146,11 @@ def find_traits(module: Any, adapter: QuantizerAdapter) -> QuantizerTraits:
     return _own_traits(module, base, has_codebook=codebook is not None)
 
 
+def _draws(part: Any) -> bool:
+    """Whether its training output is random."""
+    return isinstance(part, GumbelQuantizer) or (isinstance(part, ResidualQuantizer) and part.dropout > 0)
+
+
 def _own_traits(module: Any, base: dict[str, Any], *, has_codebook: bool) -> QuantizerTraits:
     """Of quantizers with this package's interface, which have settings under known names."""
     common: dict[str, Any] = {
@@ -153,6 +160,8 @@ def _own_traits(module: Any, base: dict[str, Any], *, has_codebook: bool) -> Qua
         "mask": "mask" in inspect.signature(module.forward).parameters,
         "two_phase": True,
         "strict": True,
+        "stochastic": any(_draws(part) for part in module.modules()),
+        "batched_loss": not any(isinstance(part, LFQ) for part in module.modules()),  # which has the batch's entropy
     }
     state = getattr(module, "embedding", module)
     if not (has_codebook and hasattr(module, "revival")):  # not one of the two that look up free vectors
@@ -166,6 +175,7 @@ def _own_traits(module: Any, base: dict[str, Any], *, has_codebook: bool) -> Qua
     return QuantizerTraits(
         **common,
         distance="euclidean",
+        estimator="straight_through" if module.estimator is straight_through else "other",
         commitment_weight=module.commitment_weight,
         codebook_weight=getattr(module, "codebook_weight", 0.0),
         decay=state.decay if hasattr(state, "embed_avg") else None,

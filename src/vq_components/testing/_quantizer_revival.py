@@ -80,7 +80,7 @@ def check_revival(subject: QuantizerSubject) -> None:
     require(float(apart.max()) < 1e-3, f"entries revived up to {float(apart.max()):.3g} away from the batch's vectors")
     different = _different(now[dead])
     require(different == int(dead.sum()), f"{int(dead.sum())} entries revived at {different} places")
-    own = torch.cdist(now[~dead].double(), entries[~dead].double()).diagonal()
+    own = (now[~dead] - entries[~dead]).norm(dim=1)
     limit = 1e-6 if subject.traits.decay is None else 1.0
     require(float(own.max()) <= limit, f"a live entry moved by {float(own.max()):.3g}")
     _check_after_revival(subject, module, dead)
@@ -93,15 +93,18 @@ def check_revival(subject: QuantizerSubject) -> None:
 def _check_rarely_used(subject: QuantizerSubject, entries: Tensor, due: int) -> None:
     """An entry that gets a vector in each update, but a tiny share of all, is dead too."""
     module = _set(subject, entries, revive=True)
-    often = torch.arange(1, len(entries)).repeat(math.ceil(20 / module.revival.threshold))
-    for _ in range(due + 3):
+    threshold, decay = module.revival.threshold, module.revival.decay
+    often = torch.arange(1, len(entries)).repeat(math.ceil(8 / threshold))
+    share = len(entries) / (1 + len(often))  # to which its usage falls, not to zero
+    later = 0 if decay == 0 else math.log((threshold - share) / (1 - share) / threshold) / math.log(decay)
+    for _ in range(due + math.ceil(later) + 2):
         rows = torch.cat([torch.zeros(1, dtype=torch.int64), often])
         before = subject.codebook(module)[0].clone()
         subject.call(module, subject.from_vectors(_near(entries, rows)))
         module.update_()
         if float((subject.codebook(module)[0] - before).norm()) > 2.0:
             return
-    require(False, f"an entry with one of {len(rows)} vectors in each update is not revived in {due + 3} updates")
+    require(False, f"an entry with one of {len(rows)} vectors in each update is not revived")
 
 
 def _check_rare_but_far(subject: QuantizerSubject, entries: Tensor, due: int) -> None:
@@ -113,9 +116,9 @@ def _check_rare_but_far(subject: QuantizerSubject, entries: Tensor, due: int) ->
     entries[0] = 1e3
     module = _set(subject, entries, revive=True)
     size, dim = entries.shape
-    pairs = 2 * size * math.ceil(1 / module.revival.threshold)
-    often, axis = torch.arange(1, size).repeat(pairs // 2), torch.zeros(dim)
-    axis[0] = 0.1 * pairs / 2  # two vectors as far together as those of another entry are
+    times = 4 * math.ceil(1 / module.revival.threshold)
+    often, axis = torch.arange(1, size).repeat(times), torch.zeros(dim)
+    axis[0] = 0.1 * times  # each of the two is as far as the vectors of another entry are together
     for update in range(due + 3):
         near = _near(entries, often, spread=0.0)
         near[:, 1 % dim] += 0.1 * torch.where(torch.arange(len(near)) < len(near) // 2, 1.0, -1.0)

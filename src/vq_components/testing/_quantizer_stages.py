@@ -167,7 +167,7 @@ def check_stages_start_in_turn(subject: QuantizerSubject) -> None:
             stage.start_from(residual)  # zero for every vector that became an entry
             residual = residual - stage(residual)
     """
-    z = subject.input(200)
+    z = subject.input(12 * (subject.traits.codebook_size or 16))
     for by_hand in (True, False):
         module = subject.fresh()
         if by_hand:

@@ -140,7 +140,7 @@ def check_nearest_entry(subject: QuantizerSubject) -> None:
 def _distances(z: Tensor, codebook: Tensor, *, cosine: bool) -> Tensor:
     if cosine:
         z, codebook = (torch.nn.functional.normalize(each, dim=1) for each in (z, codebook))
-    return (z[:, None] - codebook[None]).square().sum(dim=2)
+    return torch.cdist(z, codebook).square()
 
 
 @QUANTIZER.check(
