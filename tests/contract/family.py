@@ -180,6 +180,7 @@ def subjects():
             ProjectedQuantizer(ResidualQuantizer([EMAVectorQuantizer(16, 4) for _ in range(2)]), dim=6),
             {},
         ),
+        "projected-lfq": (ProjectedQuantizer(LFQ(5), dim=6), {}),
         "residual": (ResidualQuantizer([VectorQuantizer(16, 4) for _ in range(3)]), {"reference": plain_residual}),
         "residual-ema": (
             ResidualQuantizer([EMAVectorQuantizer(16, 4, decay=0.9) for _ in range(2)], channel_dim=-1),

@@ -77,6 +77,11 @@ def test_a_foreign_prior_needs_an_adapter():
         testing.check_prior(nn.Linear(2, 2), traits=testing.PriorTraits(vocab_size=2, length=2))
 
 
+def test_a_codebook_that_is_too_small_is_refused():
+    with pytest.raises(ValueError, match=r"at least 4 entries .* but got 2\. Pass"):
+        testing.check_quantizer(Flat(), traits=QuantizerTraits(dim=3, codebook_size=2))
+
+
 def test_an_expected_failure_must_fail():
     testing.check_quantizer(Flat(), traits=TRAITS, expected_failures={"check_shapes": "flat by design"})
     with pytest.raises(CheckError) as error:

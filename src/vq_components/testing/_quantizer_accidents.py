@@ -30,7 +30,7 @@ def check_broken_entry(subject: QuantizerSubject) -> None:
         entries[3] = 50.0  # far from all
         expected = subject.call_copy(module, z).indices
         for bad in (torch.nan, torch.inf, -torch.inf):
-            entries[3, 1] = bad
+            entries[3, -1] = bad
             differ = int((subject.call_copy(module, z).indices != expected).sum())
             require(differ == 0, f"an entry with {bad}: {differ} of {expected.numel()} indices change")
 

@@ -127,6 +127,14 @@ def _check_untied(subject: QuantizerSubject, optimizer: torch.optim.Optimizer) -
     tied, removed = subject.fresh(), subject.fresh()
     handle = tied.update_after(optimizer)
     removed_handle = removed.update_after(optimizer)
+    twice = subject.fresh()
+    kept_handle, other_handle = twice.update_after(optimizer), twice.update_after(optimizer)
+    other_handle.remove()
+    first = subject.call(twice, inputs[0])
+    for _ in range(2):
+        text = subject.results_differ(subject.call(twice, inputs[0]), first)
+        require(not text, f"with one of two handles removed, a forward updates before the optimizer's step: {text}")
+    kept_handle.remove()
     for _ in range(2):  # once more is no harm
         removed_handle.remove()
     untied_ones = {"a copy": clone(tied), "after remove(), it": removed}
@@ -233,10 +241,11 @@ def check_start_from_data(subject: QuantizerSubject) -> None:
         z[1::2] = torch.inf
         subject.call(half, z)
         require(bool(subject.codebook(half).isfinite().all()), "vectors that are not finite become entries")
-        sparse = subject.vectors(subject.input(8 * size)).index_fill(1, torch.tensor(0), 0.0)
-        subject.call(half := subject.fresh(), subject.from_vectors(sparse))
-        idle = subject.codebook(half)[:, 0].any()
-        require(not bool(idle), "no start from vectors with a channel of zeros")
+        if subject.traits.dim > 1:
+            sparse = subject.vectors(subject.input(8 * size)).index_fill(1, torch.tensor(0), 0.0)
+            subject.call(half := subject.fresh(), subject.from_vectors(sparse))
+            idle = subject.codebook(half)[:, 0].any()
+            require(not bool(idle), "no start from vectors with a channel of zeros")
     few = subject.fresh()
     vectors = subject.vectors(subject.input(64))[: max(size // 3, 1)]
     subject.call(few, subject.from_vectors(vectors))

@@ -79,7 +79,7 @@ def check_decode_of_no_index(subject: QuantizerSubject) -> None:
     require(not bool(decoded[1, 2].any()), f"-1 decodes to values up to {float(decoded[1, 2].abs().max()):.3g}")
     live = decoded[0, 0].expand_as(decoded).clone()
     live[1, 2] = 0
-    require(not gap(decoded, live), f"next to -1, {gap(decoded, live)}")
+    require(not subject.differ(decoded, live), f"next to -1, {subject.differ(decoded, live)}")
     for bad in (-2, subject.traits.codebook_size or 0):
         indices[1, 2] = bad
         taken = f"index {bad} was decoded, with a codebook of {subject.traits.codebook_size}"

@@ -273,4 +273,10 @@ MUTANTS = [
     ("the search resets the user's precision of float32 products to the default",
      'functional/_search.py', '        for switch, value in zip(switches, saved if switches else [], strict=True):\n            switch.fp32_precision = value\n        if not switches:\n            torch.set_float32_matmul_precision(legacy)\n',
      '        for switch in switches:\n            switch.fp32_precision = "none"\n        if not switches:\n            torch.set_float32_matmul_precision("highest")\n'),
+    ('removing one of two handles unties the quantizer from both optimizers',
+     'quantizers/_schedule.py', 'schedule.ties -= 1',
+     'schedule.ties = 0'),
+    ('health leaves its hooks on the codebooks',
+     'quantizers/_health.py', '        for hook in hooks:\n            hook.remove()\n',
+     ''),
 ]
