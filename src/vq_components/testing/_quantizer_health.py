@@ -140,6 +140,7 @@ def check_health_of_two_processes(subject: QuantizerSubject) -> None:
     """
     module = subject.started()
     windows = [[subject.input(40)], [3.0 * subject.input(10), 0.1 * subject.input(20)]]
+    windows[1][1][0] = torch.nan
     expected = module.health(windows[0] + windows[1])
     for rank, found in enumerate(in_two_processes(lambda rank: module.health(windows[rank]))):
         for name, value in expected._asdict().items():
@@ -169,10 +170,16 @@ def _check_reasons(subject: QuantizerSubject, module: Any, window: list[Tensor])
     few = subject.from_vectors(entries[unlucky:].repeat(3, 1)[: 2 * size])
     said = set(module.health(few).reasons) - usual
     # Of fewer entries, one alone is more than chance would leave.
-    require(
-        size < 8 or not said,
-        f"{2 * size} vectors leave {unlucky} of {size} entries, as by chance, and it is said: {said}",
-    )
+    if size >= 8:  # of fewer, one alone is more than chance would leave
+        require(not said, f"{2 * size} vectors leave {unlucky} of {size} entries, as by chance, and it is said: {said}")
+    module.set_codebook_(entries.index_fill(0, torch.tensor(0), 1e4))
+    said = {reason for reason in module.health(sound).reasons if reason.startswith("all codes")}
+    require(not said, f"one entry is far from all others, and it is said: {said}")
+    if subject.traits.distance == "euclidean":
+        module.set_codebook_(entries + 1e3)
+        equal = int(module.health(subject.from_vectors(entries + 1e3)).duplicates)
+        require(equal == 0, f"entries that are all far from the origin: {equal} are counted as duplicates")
+    module.set_codebook_(entries)
     one = subject.from_vectors(entries[:1].repeat(100, 1))
     for name, reasons in {
         "two entries are equal": doubled.reasons,
