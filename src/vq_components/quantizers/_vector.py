@@ -138,9 +138,9 @@ class VectorQuantizer(_CodebookQuantizer):
         distance: ``"euclidean"``, or ``"cosine"``: vectors and entries are compared at length 1, and ``z`` and ``e``
             in the loss are those. ``quantized`` then has length 1, and gradients pass through the division by the
             length: the l2-normalized codes of Yu et al., "Vector-quantized Image Modeling with Improved VQGAN" (2021).
-        estimator: ``(z, entries) -> quantized`` with the value of ``entries`` and a gradient for ``z``. In networks with
-            residual blocks :func:`vq_components.functional.rotate` is worth a trial, see the explanation "Codebooks
-            that stay alive".
+        estimator: ``(z, entries) -> quantized`` with the value of ``entries`` and a gradient for ``z``. In networks
+            with residual blocks :func:`vq_components.functional.rotate` is worth a trial, see the explanation
+            "Codebooks that stay alive".
         init: ``"data"`` takes the entries from the first training batch; ``"uniform"`` draws them from
             ``U(-1 / K, 1 / K)``, as the VQ-GAN code does, which leaves most of a large codebook unused.
         revival: when and how dead entries are replaced; None leaves them.
@@ -211,9 +211,9 @@ class EMAVectorQuantizer(_CodebookQuantizer):
         eps: weight of an entry's present place in ``e_k = (m_k + eps * e_k) / (N_k + eps)``, where ``N_k`` is tiny.
         distance: ``"euclidean"`` or ``"cosine"``, as in :class:`VectorQuantizer`; with cosine distance every update
             ends by bringing the entries to length 1.
-        estimator: ``(z, entries) -> quantized`` with the value of ``entries`` and a gradient for ``z``. In networks with
-            residual blocks :func:`vq_components.functional.rotate` is worth a trial, see the explanation "Codebooks
-            that stay alive".
+        estimator: ``(z, entries) -> quantized`` with the value of ``entries`` and a gradient for ``z``. In networks
+            with residual blocks :func:`vq_components.functional.rotate` is worth a trial, see the explanation
+            "Codebooks that stay alive".
         init: ``"data"`` or ``"uniform"``, as in :class:`VectorQuantizer`.
         revival: when and how dead entries are replaced; None leaves them.
         channel_dim: where the channels are, 1 for ``(B, C, ...)``, -1 for channels last.
