@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "plotting": set(),
     "prior": {"functional"},
     "quantizers": {"_distributed", "functional"},
-    # A kit for everybody's objects, which knows this package's by their attributes, and its samplers by a late import.
+    # A kit for everybody's objects, which knows this package's quantizers and losses by their attributes.
     "testing": {"prior"},
 }
 # Constructors that keep the original's positional arguments, or whose parts have an obvious order.

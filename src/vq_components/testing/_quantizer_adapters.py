@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..functional import straight_through
-from ..quantizers import LFQ, GumbelQuantizer, ResidualQuantizer
 from ._quantizer_traits import QuantizerTraits
 
 
@@ -147,8 +145,9 @@ def find_traits(module: Any, adapter: QuantizerAdapter) -> QuantizerTraits:
 
 
 def _draws(part: Any) -> bool:
-    """Whether its training output is random."""
-    return isinstance(part, GumbelQuantizer) or (isinstance(part, ResidualQuantizer) and part.dropout > 0)
+    """Whether its training output is random: by Gumbel noise, or by the number of stages."""
+    has_noise = hasattr(part, "kl_weight") and hasattr(part, "temperature")
+    return has_noise or (hasattr(part, "quantizers") and getattr(part, "dropout", 0.0) > 0)
 
 
 def _own_traits(module: Any, base: dict[str, Any], *, has_codebook: bool) -> QuantizerTraits:
@@ -161,7 +160,7 @@ def _own_traits(module: Any, base: dict[str, Any], *, has_codebook: bool) -> Qua
         "two_phase": True,
         "strict": True,
         "stochastic": any(_draws(part) for part in module.modules()),
-        "batched_loss": not any(isinstance(part, LFQ) for part in module.modules()),  # which has the batch's entropy
+        "batched_loss": not any(hasattr(part, "diversity_weight") for part in module.modules()),  # of the batch
     }
     state = getattr(module, "embedding", module)
     if not (has_codebook and hasattr(module, "revival")):  # not one of the two that look up free vectors
@@ -175,7 +174,7 @@ def _own_traits(module: Any, base: dict[str, Any], *, has_codebook: bool) -> Qua
     return QuantizerTraits(
         **common,
         distance="euclidean",
-        estimator="straight_through" if module.estimator is straight_through else "other",
+        estimator="straight_through" if getattr(module.estimator, "__name__", "") == "straight_through" else "other",
         commitment_weight=module.commitment_weight,
         codebook_weight=getattr(module, "codebook_weight", 0.0),
         decay=state.decay if hasattr(state, "embed_avg") else None,
