@@ -151,7 +151,9 @@ def test_wrapped_model_gives_the_same(process_group, player, make_objective, set
 
 TWO_PROCESSES = """
 import json
+import os
 import sys
+import time
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -183,9 +185,9 @@ parts = [gradients(decoder, discriminator, part) for part in range(2)]
 expected = [(one + other) / 2 for one, other in zip(*parts)]
 wrapped = DistributedDataParallel(decoder), DistributedDataParallel(discriminator, **json.loads(sys.argv[3]))
 torch.testing.assert_close(gradients(*wrapped, rank), expected)
-del wrapped
-distributed.barrier()  # a process that leaves while the other still works can abort it
-distributed.destroy_process_group()
+distributed.barrier()
+time.sleep(0.5)  # so that the other has left the barrier too
+os._exit(0)  # gloo's threads can abort a process that takes them down one by one
 """
 
 
