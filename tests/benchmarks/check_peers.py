@@ -10,6 +10,7 @@ import contextlib
 import io
 import sys
 import warnings
+from dataclasses import replace
 
 import torch
 from original import build_loss, import_original
@@ -20,7 +21,6 @@ from vq_components.testing import (
     LossTraits,
     PriorSubject,
     QuantizerSubject,
-    QuantizerTraits,
     TokenizerSubject,
     TokenizerTraits,
     checks_of,
@@ -37,7 +37,7 @@ from vq_components.testing import (
 
 
 def declared(quantizer, adapter, **traits):
-    return QuantizerTraits(**{**vars(traits_of(quantizer, adapter=adapter)), **traits})
+    return replace(traits_of(quantizer, adapter=adapter), **traits)
 
 
 def vector_quantize_pytorch_subjects():

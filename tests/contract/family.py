@@ -1,6 +1,7 @@
 """The package's other quantizers and its wrappers, as the kit tests them."""
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -17,11 +18,11 @@ from vq_components import (
     VectorQuantizer,
     functional,
 )
-from vq_components.testing import QuantizerSubject, QuantizerTraits, traits_of
+from vq_components.testing import QuantizerSubject, traits_of
 
 
 def declared(quantizer, **traits):
-    return QuantizerTraits(**{**vars(traits_of(quantizer)), **traits})
+    return replace(traits_of(quantizer), **traits)
 
 
 def through(z, entries):

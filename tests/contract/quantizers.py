@@ -1,7 +1,9 @@
 """The package's quantizers, as the kit tests them."""
 
+from dataclasses import replace
+
 from vq_components import DeadCodeRevival, EMAVectorQuantizer, VectorQuantizer
-from vq_components.testing import QuantizerSubject, QuantizerTraits, traits_of
+from vq_components.testing import QuantizerSubject, traits_of
 
 LIVELY = DeadCodeRevival(threshold=0.5, decay=0.7)
 EVEN = DeadCodeRevival(threshold=0.5, decay=0.5)  # after one update without a vector the usage is the threshold
@@ -27,6 +29,6 @@ def subjects():
         ),
     }
     return [
-        QuantizerSubject(quantizer, name=name, traits=QuantizerTraits(**{**vars(traits_of(quantizer)), **traits}))
+        QuantizerSubject(quantizer, name=name, traits=replace(traits_of(quantizer), **traits))
         for name, (quantizer, traits) in built.items()
     ]

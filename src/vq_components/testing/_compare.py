@@ -44,6 +44,11 @@ def state_of(module: Any) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in named}
 
 
+def floating_state(module: Any) -> dict[str, Tensor]:
+    """The floating-point part of it: what is learned and averaged, without counters and flags."""
+    return {name: tensor for name, tensor in state_of(module).items() if tensor.is_floating_point()}
+
+
 def state_difference(
     actual: dict[str, Tensor], expected: dict[str, Tensor], *, rtol: float = 0.0, atol: float = 0.0
 ) -> str:

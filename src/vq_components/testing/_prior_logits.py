@@ -170,9 +170,8 @@ def check_prior_parameters(prior: PriorSubject) -> None:
         self.mlp = lambda x: self.project(F.gelu(self.expand(x)))  # a copy still calls the original's layers
     """
     module, tokens, values = prior.excited(), prior.tokens(16), prior.values(16)
-    for training in (
-        (False,) if prior.traits.strict else (True, False)
-    ):  # what replaces a dropped condition learns there
+    # What stands for a dropped condition learns in training alone.
+    for training in (False,) if prior.traits.strict else (True, False):
         for _ in range(8 if training else 1):
             logits = prior.logits(module.train(training), tokens, values)
             backward(F.cross_entropy(logits.flatten(0, 1), tokens.flatten()))

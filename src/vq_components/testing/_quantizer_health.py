@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._compare import differ, state_difference, state_of, use_of
+from ._compare import differ, modes_of, require_modes, state_difference, state_of, use_of
 from ._processes import can_run_two, in_two_processes
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import refused, require
@@ -35,7 +35,7 @@ def check_health_changes_nothing(subject: QuantizerSubject) -> None:
             module.train(training)
             parts = list(module.modules())
             parts[-1].train(not training)  # a part may be in another mode
-            modes, before = [part.training for part in parts], state_of(module)
+            modes, before = modes_of(module), state_of(module)
             module.health(subject.input(24))
             left = sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in parts)
             require(left == 0, f"{stage}: {left} hooks are left on its parts")
@@ -48,8 +48,7 @@ def check_health_changes_nothing(subject: QuantizerSubject) -> None:
                     require(refused(partial(module.health, batches, masks), ValueError), f"{where}: no ValueError")
             text = state_difference(state_of(module), before)
             require(not text, f"{stage}: {text}")
-            changed = sum(part.training != mode for part, mode in zip(parts, modes, strict=True))
-            require(changed == 0, f"{stage}: {changed} of {len(parts)} modules are left in another mode")
+            require_modes(module, modes, f"{stage}, after health()")
 
 
 @QUANTIZER.check(
@@ -169,7 +168,6 @@ def _check_reasons(subject: QuantizerSubject, module: Any, window: list[Tensor])
     size, unlucky = len(entries), round(0.18 * len(entries))  # chance alone would leave exp(-2), 14 %
     few = subject.from_vectors(entries[unlucky:].repeat(3, 1)[: 2 * size])
     said = set(module.health(few).reasons) - usual
-    # Of fewer entries, one alone is more than chance would leave.
     if size >= 8:  # of fewer, one alone is more than chance would leave
         require(not said, f"{2 * size} vectors leave {unlucky} of {size} entries, as by chance, and it is said: {said}")
     module.set_codebook_(entries.index_fill(0, torch.tensor(0), 1e4))

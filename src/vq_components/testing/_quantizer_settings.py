@@ -42,11 +42,7 @@ def check_noise(subject: QuantizerSubject) -> None:
 @QUANTIZER.check(
     rule="a temperature of noise makes choices softer: what is drawn is the same at each",
     cause="noise that is added after the division by the temperature",
-    applies=lambda subject: (
-        subject.traits.strict
-        and subject.traits.stochastic
-        and isinstance(getattr(subject.fresh(), "temperature", None), float)
-    ),
+    applies=lambda subject: subject.traits.strict and subject.traits.stochastic and _has_temperature(subject),
 )
 def check_noise_temperature(subject: QuantizerSubject) -> None:
     """Guards annealing: Gumbel-max draws from softmax(logits), whatever the temperature is.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ._compare import backward, clone, state_difference, state_of
+from ._compare import backward, clone, floating_state, state_difference, state_of
 from ._memory import kept_by_autograd, largest_allocation
 from ._processes import can_run_two, in_two_processes
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
@@ -184,7 +184,7 @@ def check_two_processes(subject: QuantizerSubject) -> None:
 def _what_counts(subject: QuantizerSubject, module: Any, z: Tensor) -> dict[str, Tensor]:
     """The floating-point state if strict, else what it leads to: a buffer that is only logged may be each process's."""
     if subject.traits.strict:
-        return {name: tensor for name, tensor in state_of(module).items() if tensor.is_floating_point()}
+        return floating_state(module)
     entries = {"codebook": subject.codebook(module)} if has_codebook(subject) else {}
     return {**entries, "quantized in evaluation": subject.call(module.eval(), z).quantized.detach()}
 

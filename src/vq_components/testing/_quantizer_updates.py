@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._compare import clone, differ, importable, state_difference, state_of
+from ._compare import clone, differ, floating_state, importable, state_difference
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import require
 
@@ -172,8 +172,7 @@ def _check_hook(subject: QuantizerSubject, hooked: Any, handle: Any, optimizer: 
     z = subject.input(32)
     for module in (hooked, twin):
         subject.call(module, z)
-    counted = [{name: t for name, t in state_of(each).items() if t.is_floating_point()} for each in (hooked, twin)]
-    text = state_difference(*counted)
+    text = state_difference(floating_state(hooked), floating_state(twin))
     require(not text, f"after remove() a forward does not apply what the one before it counted: {text}")
 
 
