@@ -7,6 +7,7 @@ that fail, with what was measured. docs/explanation/what-the-kit-finds.md explai
 """
 
 import contextlib
+import dataclasses
 import io
 import sys
 import warnings
@@ -18,7 +19,6 @@ from original import build_loss, import_original
 from vq_components.testing import (
     CheckFailure,
     LossSubject,
-    LossTraits,
     PriorSubject,
     QuantizerSubject,
     TokenizerSubject,
@@ -128,7 +128,7 @@ def taming_loss_subject(kind):
     sizes = {"disc_ndf": 8, "disc_num_layers": 2}
     weights = {"disc_factor": 0.6, "disc_weight": 0.8, "codebook_weight": 0.9, "perceptual_weight": 1.3}
     loss = build_loss(disc_start=5, disc_loss=kind, **sizes, **weights)
-    traits = LossTraits(**{**vars(taming_loss.traits(loss)), "image_shape": (3, 16, 16)})
+    traits = dataclasses.replace(taming_loss.traits(loss), image_shape=(3, 16, 16))
     return LossSubject(loss, name=f"taming-loss-{kind}", adapter=taming_loss, traits=traits)
 
 

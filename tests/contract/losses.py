@@ -1,5 +1,6 @@
 """The package's losses, as the kit tests them."""
 
+import dataclasses
 import functools
 import tempfile
 from functools import partial
@@ -104,9 +105,9 @@ def original_constructor():
 
 
 def declare(subject, **traits):
-    subject.traits = Traits(**{**vars(subject.traits), **traits})
+    subject.traits = dataclasses.replace(subject.traits, **traits)
 
 
 def original_call(loss):
-    traits = Traits(**{**vars(own_loss.traits(loss)), "strict": False, "patch_gan": PatchGAN(3, 8, 1)})
-    return type(taming_loss)(**{**vars(taming_loss), "perceptual": own_loss.perceptual, "traits": lambda _: traits})
+    traits = dataclasses.replace(own_loss.traits(loss), strict=False, patch_gan=PatchGAN(3, 8, 1))
+    return dataclasses.replace(taming_loss, perceptual=own_loss.perceptual, traits=lambda _: traits)

@@ -1,5 +1,6 @@
 """The adapters for other packages, on objects that are called as theirs are, right and wrong."""
 
+import dataclasses
 import sys
 from types import SimpleNamespace
 
@@ -120,7 +121,7 @@ def test_a_loss_with_other_targets_is_seen(name):
     def rolled(module, tokens, values):
         return adapter.loss(module, tokens.roll(1, 1), values)
 
-    wrong = type(adapter)(**{**vars(adapter), "loss": rolled})
+    wrong = dataclasses.replace(adapter, loss=rolled)
     with pytest.raises(CheckFailure, match="the loss is"):
         testing.check_prior_loss(PriorSubject(PRIORS[name](), adapter=wrong))
 

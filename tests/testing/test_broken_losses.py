@@ -1,12 +1,14 @@
 """Checks seen red: a loss that is called as the original's is, and what is wrong with others."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from vq_components import NLayerDiscriminator, adaptive_weight, testing
-from vq_components.testing import CheckError, CheckFailure, LossTraits, PatchGAN, taming_loss
+from vq_components.testing import CheckError, CheckFailure, PatchGAN, taming_loss
 
 
 def hinge_d_loss(real, fake):
@@ -173,7 +175,7 @@ def test_another_adversarial_function_is_seen(discriminator, measured):
     torch.manual_seed(0)
     loss = Plain()
     pair = (discriminator, lambda logits_fake: -logits_fake.mean())
-    traits = LossTraits(**{**vars(taming_loss.traits(loss)), "disc_loss": "vanilla", "adversarial_losses": pair})
+    traits = dataclasses.replace(taming_loss.traits(loss), disc_loss="vanilla", adversarial_losses=pair)
     with pytest.raises(CheckFailure, match=measured):
         testing.check_adversarial_functions(loss, traits=traits)
 
@@ -183,6 +185,6 @@ def test_another_network_than_declared_is_seen():
     loss = Plain()
     loss.discriminator = NLayerDiscriminator(3, 4, 2)
     for declared in (PatchGAN(3, 4, 2, actnorm=True), PatchGAN(3, 4, 3), PatchGAN(3, 8, 2), PatchGAN(4, 4, 2)):
-        traits = LossTraits(**{**vars(taming_loss.traits(loss)), "patch_gan": declared})
+        traits = dataclasses.replace(taming_loss.traits(loss), patch_gan=declared)
         with pytest.raises(CheckFailure, match="not as declared"):
             testing.check_discriminator_network(loss, traits=traits)

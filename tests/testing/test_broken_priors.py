@@ -1,5 +1,7 @@
 """Checks seen red: orders and samplers of another make, right and wrong."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -115,7 +117,7 @@ def test_a_sampler_that_forgets_guidance_in_windows_is_seen():
 
     wrong = PriorSubject(
         ConditionalPrior(gpt, **settings),
-        adapter=PriorAdapter(**{**vars(right.adapter), "windows": forgetful}),
+        adapter=dataclasses.replace(right.adapter, windows=forgetful),
         traits=traits,
     )
     with pytest.raises(CheckFailure, match="guidance"):
