@@ -30,6 +30,7 @@ def subjects():
                 factor=2 ** (len(sizes["ch_mult"]) - 1),
                 codebook_size=16,
                 index_shape=quantizer.index_shape,
+                local=sizes is not DEEP,  # where every token sees the whole image
                 strict=True,
             ),
         )

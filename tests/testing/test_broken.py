@@ -92,6 +92,7 @@ CASES = {
     "check_input_untouched": broken(forward=forward_then(write)),
     "check_loss_is_a_mean": broken(loss=lambda self, flat, entries: (flat - entries).square().sum()),
     "check_decode_inverts_forward": broken(decode=lambda self, indices: self.codebook[indices].movedim(-1, 1) * 1.01),
+    "check_indices_tell_outputs": broken(forward=forward_then(lambda self, z, r: (r[0], r[1] // 2, r[2]))),
     "check_output_is_an_entry": broken(estimate=lambda self, flat, entries: 0.5 * (flat + entries)),
     "check_nearest_entry": broken(search=lambda self, flat: (flat.detach() @ self.codebook.detach().T).argmax(dim=1)),
     "check_deterministic": broken(search=lambda self, flat: torch.randint(16, (len(flat),))),

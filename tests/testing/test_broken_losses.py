@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vq_components import NLayerDiscriminator, adaptive_weight, testing
-from vq_components.testing import CheckError, CheckFailure, PatchGAN, taming_loss
+from vq_components.testing import CheckError, CheckFailure, LossTraits, PatchGAN, taming_loss
 
 
 def hinge_d_loss(real, fake):
@@ -109,6 +109,97 @@ class Logging(Plain):
         return loss, self.change(log)
 
 
+class Unscaled(Plain):
+    """The same without an adaptive weight, and with parts to be replaced."""
+
+    def hinge(self, real, fake):
+        return hinge_d_loss(real, fake)
+
+    def quantizer(self, codebook_loss):
+        return self.codebook_weight * codebook_loss
+
+    def forward(self, codebook_loss, x, y, optimizer_idx, global_step, *, last_layer, cond, split):
+        factor = self.disc_factor if global_step >= self.discriminator_iter_start else 0.0
+        if optimizer_idx == 1:
+            loss = self.hinge(self.discriminator(x), self.discriminator(y.detach()))
+            return factor * loss, {}
+        loss = self.pixel(x, y) + self.perceptual_weight * self.perceptual_loss(x, y).mean()
+        loss = loss + self.quantizer(codebook_loss)
+        if factor > 0:
+            self.discriminator.requires_grad_(False)
+            loss = loss - factor * self.discriminator_weight * self.discriminator(y).mean()
+            self.discriminator.requires_grad_(True)
+        return loss, {}
+
+
+def unscaled(**methods):
+    return type("Broken", (Unscaled,), methods)()
+
+
+ADAPTER = dataclasses.replace(taming_loss, log=None)
+DECLARED = LossTraits(disc_start=5, gen_start=5, disc_loss="hinge", pixel=1.0, perceptual=1.3, adversarial=0.8,
+                      factor=0.6, codebook=0.9, adaptive=False)  # fmt: skip
+UNDECLARED = LossTraits(disc_start=5, gen_start=5)
+UNSCALED = {
+    "hinge without its bound": (
+        "check_discriminator_values",
+        {"hinge": lambda self, real, fake: 0.5 * ((1 - real).mean() + (1 + fake).mean())},
+        dataclasses.replace(UNDECLARED, disc_loss="hinge"),
+    ),
+    "half": ("check_discriminator_values", {"hinge": lambda self, r, f: 2 * hinge_d_loss(r, f)}, DECLARED),
+    "squares": ("check_generator_values", {"pixel": lambda self, x, y: (x - y).square().mean()}, DECLARED),
+    "quantizer twice": ("check_generator_values", {"quantizer": lambda self, loss: 1.8 * loss}, DECLARED),
+    "quantizer cut off": ("check_quantizer_loss_counts", {"quantizer": lambda self, v: v.detach()}, UNDECLARED),
+    "sum over images": (
+        "check_loss_of_repeated_images",
+        {"pixel": lambda self, x, y: len(x) * (x - y).abs().mean()},
+        UNDECLARED,
+    ),
+    "sum over logits": (
+        "check_loss_of_repeated_images",
+        {"hinge": lambda self, real, fake: len(real) * hinge_d_loss(real, fake)},
+        UNDECLARED,
+    ),
+}
+
+
+def test_a_loss_without_an_adaptive_weight_raises_no_alarm():
+    torch.manual_seed(0)
+    report = testing.check_loss(Unscaled(), adapter=ADAPTER, traits=DECLARED)
+    assert {"check_generator_values", "check_generator_gradients"} <= set(report.passed)
+    assert set(report.left_out) == {"check_weights_have_effect"}
+    report = testing.check_loss(Unscaled(), adapter=ADAPTER, traits=UNDECLARED)
+    assert "adaptive=False" in report.left_out["check_generator_values"]
+    double = unscaled(hinge=lambda self, real, fake: 2 * hinge_d_loss(real, fake))
+    testing.check_discriminator_values(
+        double, adapter=ADAPTER, traits=dataclasses.replace(UNDECLARED, disc_loss="hinge")
+    )
+
+
+@pytest.mark.parametrize("what", UNSCALED)
+def test_a_loss_without_an_adaptive_weight_is_compared(what):
+    torch.manual_seed(0)
+    check, methods, traits = UNSCALED[what]
+    with pytest.raises(CheckError) as error:
+        testing.check_loss(unscaled(**methods), adapter=ADAPTER, traits=traits)
+    assert check in {failure.check for failure in error.value.failures}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "measured"),
+    [
+        (dataclasses.replace(ADAPTER, network=lambda module: module.critic), "network: raised AttributeError"),
+        (dataclasses.replace(ADAPTER, network=lambda module: None), "gives NoneType, no module"),
+        (dataclasses.replace(ADAPTER, generator=lambda m, scene, step: scene.quantizer_loss), "gives Tensor, not"),
+        (dataclasses.replace(ADAPTER, discriminator=lambda m, scene, step: (scene.images, {})), r"loss is \(4, 3"),
+        (dataclasses.replace(ADAPTER, discriminator=lambda m, s, step: (s.quantizer_loss, None)), "terms are None"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_told(adapter, measured):
+    with pytest.raises(CheckFailure, match=measured):
+        testing.check_loss_call(Unscaled(), adapter=adapter, traits=DECLARED)
+
+
 CASES = {
     "check_log_splits": (
         lambda: Logging(lambda log: {f"train/{name.rpartition('/')[2]}": value for name, value in log.items()}),
@@ -142,6 +233,7 @@ def test_what_is_drawn_hides_nothing():
     assert {failure.check for failure in error.value.failures} == {
         "check_perceptual_is_a_function",
         "check_repeatable",
+        "check_loss_of_repeated_images",
         "check_eval_equals_train",
         "check_weights_have_effect",
     }

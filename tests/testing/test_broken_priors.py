@@ -1,12 +1,14 @@
 """Checks seen red: orders and samplers of another make, right and wrong."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vq_components import ClassLabel, ConditionalPrior, MinGPT, TokenOrder, testing
-from vq_components.testing import CheckFailure, PriorAdapter, PriorSubject, PriorTraits
+from vq_components.testing import CheckError, CheckFailure, PriorAdapter, PriorSubject, PriorTraits
 
 ORDER_CHECKS = [testing.check_order_is_a_permutation, testing.check_order_undo]
 
@@ -72,6 +74,30 @@ def test_a_token_that_is_lost_is_seen():
 def test_an_order_that_goes_by_columns_is_seen():
     with pytest.raises(CheckFailure, match="alternate"):
         testing.check_order_paths(subject(Early.raster(2, 3), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("traits", "measured"),
+    [
+        ({"vocab_size": 9}, r"tokens \(2, 6\) in \[0, 9\): raised ValueError"),
+        ({"vocab_size": 5}, r"logits are torch\.float32 \(2, 6, 7\), not \(2, 6, 5\)"),
+        ({"length": 7}, "raised ValueError"),
+    ],
+)
+def test_traits_that_do_not_fit_are_told(traits, measured):
+    declared = dataclasses.replace(PriorTraits(vocab_size=7, length=6), **traits)
+    prior = MinGPT(7, 6, n_layer=1, n_head=1, n_embd=8)
+    with pytest.raises(CheckError, match="cannot be called as declared") as error:
+        testing.check_prior(prior, traits=declared)
+    assert re.search(measured, error.value.failures[0].measured)
+
+
+def test_logits_of_the_token_itself_are_told():
+    adapter = PriorAdapter(logits=lambda module, tokens, values: module(F.pad(tokens, (1, -1))))
+    with pytest.raises(CheckFailure, match="token 0 changes logits at 1, and not at 0"):
+        testing.check_prior_call(
+            MinGPT(7, 6, n_layer=1, n_head=1, n_embd=8), adapter=adapter, traits=PriorTraits(vocab_size=7, length=6)
+        )
 
 
 def test_without_an_order_nothing_is_checked():

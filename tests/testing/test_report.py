@@ -1,5 +1,6 @@
 """What the runners raise, expected failures, and the pytest integration."""
 
+import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -52,15 +53,54 @@ def test_one_error_lists_all_failures():
         )
 
 
-def test_an_error_of_many_checks_is_told_once():
+def test_what_cannot_be_called_is_told_alone():
     wrong = QuantizerTraits(dim=4, codebook_size=8, learns=False, half=False)
     with pytest.raises(CheckError) as error:
         testing.check_quantizer(Flat(), name="flat", traits=wrong)
+    failures, total = error.value.failures, error.value.total
+    assert [failure.check for failure in failures] == ["check_quantizer_call"]
+    assert str(error.value).startswith(f"flat cannot be called as declared: {total - 1} of {total} checks were not run")
+    assert (
+        "for input (4, 4): raised ValueError: wrong number of channels (test_report.py, line " in failures[0].measured
+    )
+
+
+@pytest.mark.parametrize(
+    ("adapter", "measured"),
+    [
+        (lambda module, z: module(z)[:1], "the adapter returns 1 values"),
+        (lambda module, z: (*module(z)[:1], z.mean(), module(z)[1]), r"indices are torch\.float32 \(\)"),
+        (lambda module, z: (*module(z), z), r"the loss is torch\.float32 \(4, 3\)"),
+        (lambda module, z: module(z)[::-1], r"quantized is torch\.int64 \(4,\)"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_told(adapter, measured):
+    with pytest.raises(CheckFailure, match=measured):
+        testing.check_quantizer_call(Flat(), traits=TRAITS, adapter=adapter)
+
+
+@pytest.mark.parametrize("loss", [(), (None,), (0.0,)])
+def test_no_loss_is_a_loss_of_zero(loss):
+    testing.check_shapes(
+        Flat(), traits=dataclasses.replace(TRAITS, space=(0,)), adapter=lambda module, z: (*module(z), *loss)
+    )
+
+
+def test_an_error_of_many_checks_is_told_once():
+    class Trained(Flat):
+        def forward(self, z):
+            if not self.training:
+                raise ValueError("only in training")
+            return super().forward(z)
+
+    with pytest.raises(CheckError) as error:
+        testing.check_quantizer(Trained(), name="flat", traits=TRAITS)
     text, failures = str(error.value), error.value.failures
-    shared = [failure for failure in failures if failure.measured == "raised ValueError: wrong number of channels"]
-    assert text.count("wrong number of channels") == 1
+    shared = [failure for failure in failures if "raised ValueError: only in training (test_rep" in failure.measured]
+    assert len(shared) > 4
+    assert text.count("only in training") == 1
     assert f"{len(shared)} of them end in the same error: {', '.join(failure.check for failure in shared)}\n" in text
-    assert "the traits or the adapter do not fit the object" in text
+    assert "traits or an adapter that do not fit the object" in text
     for failure in failures:
         assert failure in shared or str(failure) in text
 
@@ -95,6 +135,8 @@ def test_an_expected_failure_must_fail():
 def test_unknown_checks_are_refused():
     with pytest.raises(ValueError, match="do not exist: check_shape"):
         testing.check_quantizer(Flat(), traits=TRAITS, expected_failures={"check_shape": "a typo"})
+    with pytest.raises(ValueError, match=r"do not exist: shapes\. Did you mean check_shapes\?"):
+        testing.check_quantizer(Flat(), traits=TRAITS, expected_failures={"shapes": "a typo"})
     with pytest.raises(ValueError, match="do not exist: check_shape"):
         parametrize_with_checks([QuantizerSubject(Flat(), traits=TRAITS)], expected_failures={"check_shape": "a typo"})
 
@@ -111,7 +153,8 @@ def test_an_error_inside_the_object_is_a_failure():
 
     with pytest.raises(CheckFailure) as failure:
         testing.check_deterministic(Raises(), traits=TRAITS)
-    assert failure.value.measured == "raised RuntimeError: something inside"
+    measured = failure.value.measured
+    assert measured.startswith("raised RuntimeError: something inside (test_report.py, line ")
 
 
 def test_pytest_gets_readable_ids_and_strict_xfails():

@@ -9,6 +9,9 @@ from ._loss_adapters import LossTraits as LossTraits
 from ._loss_adapters import Scene as Scene
 from ._loss_adapters import own_loss as own_loss
 from ._loss_adapters import taming_loss as taming_loss
+from ._loss_call import check_loss_call as check_loss_call
+from ._loss_call import check_loss_of_repeated_images as check_loss_of_repeated_images
+from ._loss_call import check_quantizer_loss_counts as check_quantizer_loss_counts
 from ._loss_discriminator import check_actnorm as check_actnorm
 from ._loss_discriminator import check_actnorm_two_processes as check_actnorm_two_processes
 from ._loss_discriminator import check_discriminator_initialization as check_discriminator_initialization
@@ -66,6 +69,7 @@ from ._prior_cache import check_cache_limits as check_cache_limits
 from ._prior_cache import check_sampling_after_embeddings as check_sampling_after_embeddings
 from ._prior_cache import check_sampling_of_changed_layers as check_sampling_of_changed_layers
 from ._prior_cache import check_sampling_types as check_sampling_types
+from ._prior_call import check_prior_call as check_prior_call
 from ._prior_calls import check_sampling_of_compiled as check_sampling_of_compiled
 from ._prior_calls import check_sampling_without_prompt as check_sampling_without_prompt
 from ._prior_conditional import check_conditional_noise as check_conditional_noise
@@ -88,6 +92,8 @@ from ._prior_logits import check_prior_loss as check_prior_loss
 from ._prior_logits import check_prior_modes as check_prior_modes
 from ._prior_logits import check_prior_parameters as check_prior_parameters
 from ._prior_logits import check_prior_training as check_prior_training
+from ._prior_modes import check_sampling_restores as check_sampling_restores
+from ._prior_modes import check_sampling_restores_parts as check_sampling_restores_parts
 from ._prior_network import check_initialization as check_initialization
 from ._prior_network import check_prior_refuses as check_prior_refuses
 from ._prior_network import check_start_embedding as check_start_embedding
@@ -106,7 +112,6 @@ from ._prior_sampling import check_guidance as check_guidance
 from ._prior_sampling import check_sampling_batch_independence as check_sampling_batch_independence
 from ._prior_sampling import check_sampling_distribution as check_sampling_distribution
 from ._prior_sampling import check_sampling_of_pairs as check_sampling_of_pairs
-from ._prior_sampling import check_sampling_restores as check_sampling_restores
 from ._prior_subject import PriorAdapter as PriorAdapter
 from ._prior_subject import PriorSubject as PriorSubject
 from ._prior_subject import PriorTraits as PriorTraits
@@ -126,6 +131,8 @@ from ._quantizer_accidents import check_codebook_moves_before_backward as check_
 from ._quantizer_accidents import check_not_finite as check_not_finite
 from ._quantizer_adapters import QuantizerAdapter as QuantizerAdapter
 from ._quantizer_adapters import QuantizerResult as QuantizerResult
+from ._quantizer_call import check_indices_tell_outputs as check_indices_tell_outputs
+from ._quantizer_call import check_quantizer_call as check_quantizer_call
 from ._quantizer_freeze import check_freeze as check_freeze
 from ._quantizer_gradients import check_every_parameter_is_trained as check_every_parameter_is_trained
 from ._quantizer_gradients import check_input_gradient as check_input_gradient
@@ -206,10 +213,13 @@ from ._quantizer_values import check_permutation as check_permutation
 from ._quantizer_values import check_ties as check_ties
 from ._report import CheckError as CheckError
 from ._report import CheckFailure as CheckFailure
+from ._report import CheckReport as CheckReport
 from ._tokenizer import TokenizerAdapter as TokenizerAdapter
 from ._tokenizer import TokenizerSubject as TokenizerSubject
 from ._tokenizer import TokenizerTraits as TokenizerTraits
 from ._tokenizer import diffusers_tokenizer as diffusers_tokenizer
+from ._tokenizer_call import check_token_places as check_token_places
+from ._tokenizer_call import check_tokenizer_call as check_tokenizer_call
 from ._tokenizer_checks import check_encode_is_pure as check_encode_is_pure
 from ._tokenizer_checks import check_image_independence as check_image_independence
 from ._tokenizer_checks import check_image_range as check_image_range
@@ -217,8 +227,6 @@ from ._tokenizer_checks import check_round_trip as check_round_trip
 from ._tokenizer_checks import check_save_and_load as check_save_and_load
 from ._tokenizer_checks import check_token_grid as check_token_grid
 from ._tokenizer_checks import check_tokenizer_autocast as check_tokenizer_autocast
-from ._tokenizer_checks import check_tokenizer_gradients as check_tokenizer_gradients
-from ._tokenizer_checks import check_tokenizer_training as check_tokenizer_training
 from ._tokenizer_checks import check_tokenizer_update as check_tokenizer_update
 from ._tokenizer_limits import check_attention_memory as check_attention_memory
 from ._tokenizer_limits import check_settings_refused as check_settings_refused
@@ -238,3 +246,7 @@ from ._tokenizer_parts import check_tokenizer_update_after as check_tokenizer_up
 from ._tokenizer_settings import check_autoencoder_dropout as check_autoencoder_dropout
 from ._tokenizer_settings import check_autoencoder_settings as check_autoencoder_settings
 from ._tokenizer_settings import check_recomputation as check_recomputation
+from ._tokenizer_training import check_tokenizer_gradients as check_tokenizer_gradients
+from ._tokenizer_training import check_tokenizer_training as check_tokenizer_training
+
+__all__ = [name for name in globals() if not name.startswith("_")]

@@ -1,8 +1,10 @@
 """How a check becomes a public function, and how all checks of a kind are run."""
 
 import contextlib
+import difflib
 import functools
 import inspect
+import logging
 import unittest
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from ._report import RAISED, Broken, CheckError, CheckFailure
+from ._report import Broken, CheckError, CheckFailure, CheckReport, told
 
 Subject = TypeVar("Subject")
 
@@ -22,6 +24,11 @@ class Check(Generic[Subject]):
     name: str
     function: Callable[..., None]
     applies: Callable[[Subject], bool]
+    needs: str
+    rank: int
+
+
+GATE, BASIC, OTHER = range(3)  # a gate that is shut ends the run; what breaks a basic rule often breaks others
 
 
 class Kind(Generic[Subject]):
@@ -38,15 +45,25 @@ class Kind(Generic[Subject]):
         self.checks: dict[str, Check[Subject]] = {}
 
     def check(
-        self, *, rule: str, cause: str, applies: Callable[[Subject], bool] = lambda subject: True
+        self,
+        *,
+        rule: str,
+        cause: str,
+        applies: Callable[[Subject], bool] = lambda subject: True,
+        needs: str = "",
+        rank: int = OTHER,
     ) -> Callable[[Callable[[Subject], None]], Callable[..., None]]:
-        """Makes a public check of a function of one subject; see any of them for how it is called."""
+        """Makes a public check of a function of one subject; see any of them for how it is called.
+
+        Where it does not apply, ``needs`` says what to declare for it, if a declaration may be all that is missing.
+        """
 
         def decorate(body: Callable[[Subject], None]) -> Callable[..., None]:
             name = body.__name__
 
             @functools.wraps(body)
             def run(tested: Any, **options: Any) -> None:
+                __tracebackhide__ = True  # what pytest shows is the check's own report
                 subject = self.wrap(tested, **options)
                 if not _applies(applies, subject):
                     raise unittest.SkipTest(f"{name} does not apply to this {self.noun}, as its traits say.")
@@ -59,25 +76,36 @@ class Kind(Generic[Subject]):
                     *(inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None) for key in _OPTIONS),
                 ]
             )
-            self.checks[name] = Check(name, run, applies)
+            self.checks[name] = Check(name, run, applies, needs, rank)
             return run
 
         return decorate
 
     def selected(self, subject: Subject) -> list[Check[Subject]]:
-        """The checks that apply."""
-        return [check for check in self.checks.values() if _applies(check.applies, subject)]
+        """The checks that apply, those first whose failures explain others."""
+        applying = [check for check in self.checks.values() if _applies(check.applies, subject)]
+        return sorted(applying, key=lambda check: check.rank)
 
-    def run_all(self, subject: Subject, *, name: str, expected_failures: Mapping[str, str]) -> None:
+    def left_out(self, subject: Subject) -> dict[str, str]:
+        """The checks that do not apply, but might if something were declared; and what."""
+        idle = [check for check in self.checks.values() if check.needs and not _applies(check.applies, subject)]
+        return {check.name: check.needs for check in idle}
+
+    def run_all(self, subject: Subject, *, name: str, expected_failures: Mapping[str, str]) -> CheckReport:
         """Runs every check that applies; raises one :class:`CheckError` with all failures."""
+        __tracebackhide__ = True
         check_expected(expected_failures, self.checks)
-        failures, checks = [], self.selected(subject)
+        failures, checks, left_out = [], self.selected(subject), self.left_out(subject)
         for check in checks:
             failure = _outcome(check, subject, expected_failures.get(check.name))
             if failure is not None:
                 failures.append(failure)
+            if failure is not None and check.rank == GATE:
+                break
         if failures:
-            raise CheckError(name, failures, total=len(checks))
+            unrun = len(checks) - 1 if checks[0].rank == GATE and failures[-1].check == checks[0].name else 0
+            raise CheckError(name, failures, total=len(checks), unrun=unrun, left_out={} if unrun else left_out)
+        return CheckReport(name, tuple(check.name for check in checks), left_out)
 
 
 _OPTIONS = ("traits", "adapter")
@@ -95,7 +123,9 @@ def check_expected(expected_failures: Mapping[str, str], checks: Mapping[str, An
     """Raises if a check that is expected to fail does not exist."""
     unknown = sorted(set(expected_failures) - set(checks))
     if unknown:
-        raise ValueError(f"expected_failures names checks that do not exist: {', '.join(unknown)}.")
+        near = [match for name in unknown for match in difflib.get_close_matches(f"check_{name}", checks, n=1)]
+        meant = f" Did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"expected_failures names checks that do not exist: {', '.join(unknown)}.{meant}")
 
 
 def _outcome(check: Check[Any], subject: Any, expected: str | None) -> CheckFailure | None:
@@ -114,25 +144,24 @@ def _outcome(check: Check[Any], subject: Any, expected: str | None) -> CheckFail
 
 
 def _run(body: Callable[[Any], None], subject: Any, *, rule: str, cause: str) -> None:
+    __tracebackhide__ = True
     try:
         with isolated():
             body(subject)
     except Broken as broken:
         raise CheckFailure(body.__name__, rule=rule, measured=str(broken), cause=cause) from None
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        measured = f"{RAISED}{type(error).__name__}: {lines[0][:300]}"
-        raise CheckFailure(body.__name__, rule=rule, measured=measured, cause=cause) from error
+        raise CheckFailure(body.__name__, rule=rule, measured=told(error), cause=cause) from error
 
 
 @contextlib.contextmanager
 def isolated(seed: int = 0) -> Iterator[None]:
-    """A known random state, autograd on, one thread, no autocast; afterwards everything as it was.
+    """A known random state, autograd on, one thread, no autocast, no logs; afterwards everything as it was.
 
     The tensors of a check are tiny: a second thread costs more than it brings.
     """
     threads, default = torch.get_num_threads(), torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+    with _silent(), torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         torch.manual_seed(seed)
         torch.set_num_threads(1)
         torch.set_default_dtype(torch.float32)
@@ -141,3 +170,16 @@ def isolated(seed: int = 0) -> Iterator[None]:
         finally:
             torch.set_num_threads(threads)
             torch.set_default_dtype(default)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """No logs: compilers tell their graphs there, hundreds of lines in the report of a test that fails."""
+    trace, disabled = logging.getLogger("torch.__trace"), logging.root.manager.disable  # which no level turns off
+    was, trace.disabled = trace.disabled, True
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        trace.disabled = was

@@ -28,7 +28,8 @@ class LossTraits:
         adversarial: weight of the adversarial term.
         factor: weight of everything adversarial.
         codebook: weight of the quantizer's loss.
-        delta: of the adaptive weight ``|grad rec| / (|grad adv| + delta)``.
+        adaptive: whether the adversarial term has an adaptive weight, ``|grad rec| / (|grad adv| + delta)``.
+        delta: of this weight.
         max_weight: its upper bound.
         adaptive_weight: a function of ``(reconstruction_loss, generator_loss, last_layer)`` to check as well.
         adversarial_losses: the pair of ``disc_loss`` as functions to check as well: the discriminator's of
@@ -53,6 +54,7 @@ class LossTraits:
     adversarial: float | None = None
     factor: float | None = None
     codebook: float | None = None
+    adaptive: bool = True
     delta: float | None = None
     max_weight: float = 1e4
     adaptive_weight: Callable[..., Tensor] | None = None

@@ -195,6 +195,7 @@ def check_generator_start(loss: LossSubject) -> None:
     rule="each weight has an effect",
     cause="an argument that is stored and never used, like pixelloss_weight in the original",
     applies=lambda subject: len(subject.traits.weights) > 0,
+    needs="weights=, names of attributes that weight its parts",
 )
 def check_weights_have_effect(loss: LossSubject) -> None:
     """Guards every weight: the gradient changes when it does.
@@ -205,6 +206,7 @@ def check_weights_have_effect(loss: LossSubject) -> None:
     """
     module, scene = loss.used(), loss.scene()
     for name in loss.traits.weights:
+        require(hasattr(module, name), f"no attribute {name}: the traits' weights= names attributes of the loss")
         other = clone(module)
         setattr(other, name, 2.0 * getattr(module, name) + 0.5)
         # Before the start too: there, no adaptive weight divides a common factor out.

@@ -115,7 +115,8 @@ class LossSubject:
     def declares_all(self) -> bool:
         """Whether the loss can be computed from what is declared."""
         t = self.traits
-        return None not in (t.disc_loss, t.pixel, t.perceptual, t.adversarial, t.factor, t.codebook, t.delta)
+        delta = t.delta if t.adaptive else 0.0
+        return None not in (t.disc_loss, t.pixel, t.perceptual, t.adversarial, t.factor, t.codebook, delta)
 
     def factor_at(self, step: int) -> float:
         """``disc_factor * ramp`` of the generator."""
@@ -140,11 +141,7 @@ class LossSubject:
             generator, mean = -logits.mean(), logits.mean()
             if t.disc_loss == "non_saturating":
                 generator = F.softplus(-logits).mean()
-            norms = [
-                torch.autograd.grad(part, scene.last_layer, retain_graph=True)[0].double().norm()
-                for part in (reconstruction, generator)
-            ]
-            weight = (norms[0] / (norms[1] + (t.delta or 0.0))).clamp(0.0, t.max_weight).to(pixel.dtype)
+            weight = self._adaptive_weight(reconstruction, generator, scene) if t.adaptive else pixel.new_ones(())
             total = total + factor * (t.adversarial or 0.0) * weight * generator
         return {
             "loss": total,
@@ -156,6 +153,14 @@ class LossSubject:
             "adaptive_weight": weight,
             "logits_fake": mean,
         }
+
+    def _adaptive_weight(self, reconstruction: Tensor, generator: Tensor, scene: Scene) -> Tensor:
+        norms = [
+            torch.autograd.grad(part, scene.last_layer, retain_graph=True)[0].double().norm()
+            for part in (reconstruction, generator)
+        ]
+        weight: Tensor = norms[0] / (norms[1] + (self.traits.delta or 0.0))
+        return weight.clamp(0.0, self.traits.max_weight).to(generator.dtype)
 
     def expected_discriminator(self, network: nn.Module, scene: Scene) -> dict[str, Tensor]:
         """The same for the discriminator, before ``disc_factor``, with the graph of ``network``."""

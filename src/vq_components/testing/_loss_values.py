@@ -91,6 +91,7 @@ def check_repeatable(loss: LossSubject) -> None:
     rule="the generator's loss is the declared sum, and its terms are its parts",
     cause="a weight on the wrong term, a mean over a part of the dimensions, or a squared instead of an absolute error",
     applies=_declares_all,
+    needs="disc_loss=, pixel=, perceptual=, adversarial=, factor=, codebook=, and delta= or adaptive=False",
 )
 def check_generator_values(loss: LossSubject) -> None:
     """Guards every number of the generator's pass by plain autograd: before the start, in the ramp, and after it.
@@ -111,6 +112,7 @@ def check_generator_values(loss: LossSubject) -> None:
     rule="the generator's gradients are those of the declared sum, with the adaptive weight as a constant",
     cause="an adaptive weight that is not detached, or a gradient scale that is not divided out",
     applies=_declares_all,
+    needs="disc_loss=, pixel=, perceptual=, adversarial=, factor=, codebook=, and delta= or adaptive=False",
 )
 def check_generator_gradients(loss: LossSubject) -> None:
     """Guards the gradients at the last layer, at what is before it, and at the quantizer's loss.
@@ -137,7 +139,8 @@ def check_generator_gradients(loss: LossSubject) -> None:
 @LOSS.check(
     rule="the discriminator's loss, its terms and its gradients are those of the declared pair",
     cause="a margin or a sign of the hinge, a missing half, or real and fake swapped",
-    applies=_declares_all,
+    applies=lambda subject: subject.traits.disc_loss is not None,
+    needs="disc_loss=, and factor= if the scale of the loss is to be compared as well",
 )
 def check_discriminator_values(loss: LossSubject) -> None:
     """Guards every number of the discriminator's pass by plain autograd.
@@ -149,8 +152,11 @@ def check_discriminator_values(loss: LossSubject) -> None:
     module, scene = loss.used(), loss.scene()
     network = clone(loss.adapter.network(module))
     expected = loss.expected_discriminator(network, scene)
-    expected["loss"] = (loss.traits.factor or 0.0) * expected["discriminator"]
     value, terms = loss.discriminator(module, scene, loss.full)
+    factor = loss.traits.factor
+    if factor is None:  # any scale
+        factor = float((value / expected["discriminator"]).detach())
+    expected["loss"] = factor * expected["discriminator"]
     _compare(loss, {"loss": value, **terms}, expected, "discriminator", strict=loss.traits.strict)
     backward(value.reshape(()))
     backward(expected["loss"])

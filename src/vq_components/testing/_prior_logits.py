@@ -111,6 +111,7 @@ def check_prior_modes(prior: PriorSubject) -> None:
     rule="each condition has an influence on all logits",
     cause="a condition that is embedded and cut off again, or replaced by a constant",
     applies=lambda subject: subject.traits.conditions is not None,
+    needs="conditions=, if it takes some",
 )
 def check_conditions_used(prior: PriorSubject) -> None:
     """Guards the conditions, one by one.
@@ -135,6 +136,7 @@ def check_conditions_used(prior: PriorSubject) -> None:
     rule="the loss is the mean negative log-likelihood of the tokens under the logits, which are normalized",
     cause="targets shifted by one, conditions counted as tokens, or a sum",
     applies=lambda subject: subject.adapter.loss is not None,
+    needs="the adapter's loss=",
 )
 def check_prior_loss(prior: PriorSubject) -> None:
     """Guards the loss by the logits' own probabilities.

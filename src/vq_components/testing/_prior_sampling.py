@@ -1,14 +1,12 @@
 """Checks of a prior's sampling: by its own logits, and laws of large numbers."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._compare import clone, modes_of, require_modes, state_difference, state_of
 from ._prior_subject import PRIOR, PriorSubject, Values, can_generate
 from ._report import require
 
@@ -50,11 +48,13 @@ def check_frequencies(tokens: Tensor, probability: Tensor, where: str) -> None:
     require(bool(((share - probability).abs() <= limit).all()), f"{where}: {numbers}")
 
 
-def _repeat(values: Values, times: int) -> Values:
+def repeat(values: Values, times: int) -> Values:
+    """Values of the first row's conditions for ``times`` rows."""
     return tuple(value[:1].repeat(times, *[1] * (value.ndim - 1)) for value in values)
 
 
-def _prompt(prior: PriorSubject, batch: int, extra: int = 1) -> Tensor:
+def prompt_of(prior: PriorSubject, batch: int, extra: int = 1) -> Tensor:
+    """Random tokens to go on from, ``extra`` more than it needs."""
     return prior.tokens(batch, min(prior.shortest + extra, prior.traits.length - 2))
 
 
@@ -62,6 +62,7 @@ def _prompt(prior: PriorSubject, batch: int, extra: int = 1) -> Tensor:
     rule="sampling goes on with the prompt, and the likeliest tokens are those of the logits without a cache",
     cause="a cache whose positions are off by one, or keys that are appended twice",
     applies=can_generate,
+    needs="the adapter's generate=, if it can be sampled from",
 )
 def check_cached_equals_uncached(prior: PriorSubject) -> None:
     """Guards the cache, for few and many sequences and for prompts of any length, by a plain loop.
@@ -93,6 +94,7 @@ def check_cached_equals_uncached(prior: PriorSubject) -> None:
     rule="sampled tokens have the probabilities of the logits, after temperature and filters",
     cause="logits multiplied by the temperature, a filter that keeps one too many or too few, or one that is ignored",
     applies=can_generate,
+    needs="the adapter's generate=, if it can be sampled from",
 )
 def check_sampling_distribution(prior: PriorSubject) -> None:
     """Guards the distribution of the next token, for each setting and for settings together.
@@ -102,7 +104,7 @@ def check_sampling_distribution(prior: PriorSubject) -> None:
         logits[logits < logits.topk(k + 1).values[..., -1:]] = -inf
     """
     module = prior.excited()
-    prompt, values = _prompt(prior, 1), _repeat(prior.values(1), 1)
+    prompt, values = prompt_of(prior, 1), repeat(prior.values(1), 1)
     logits = prior.next_logits(module, prompt, values)[0].detach()
     size = prior.traits.vocab_size
     allowed = torch.arange(size) % 2 == 1
@@ -119,7 +121,7 @@ def check_sampling_distribution(prior: PriorSubject) -> None:
         if not settings.keys() <= set(prior.adapter.settings):
             continue
         many = prompt.expand(_SAMPLES, -1)
-        tokens = prior.generate(module, many, 1, _repeat(values, _SAMPLES), **settings)[:, -1]
+        tokens = prior.generate(module, many, 1, repeat(values, _SAMPLES), **settings)[:, -1]
         shown = ", ".join(f"{name}={'...' if isinstance(v, Tensor) else v}" for name, v in settings.items())
         check_frequencies(tokens, filtered(logits, settings), f"generate({shown})")
 
@@ -128,6 +130,7 @@ def check_sampling_distribution(prior: PriorSubject) -> None:
     rule="two tokens in a row have the joint probability of the logits",
     cause="one random number used for several positions, or a second token that does not see the first",
     applies=can_generate,
+    needs="the adapter's generate=, if it can be sampled from",
 )
 def check_sampling_of_pairs(prior: PriorSubject) -> None:
     """Guards independence from position to position.
@@ -137,14 +140,14 @@ def check_sampling_of_pairs(prior: PriorSubject) -> None:
         uniform = torch.rand(batch, 1).expand(batch, new)
     """
     module = prior.excited()
-    prompt, values = _prompt(prior, 1, extra=0), _repeat(prior.values(1), 1)
+    prompt, values = prompt_of(prior, 1, extra=0), repeat(prior.values(1), 1)
     size = prior.traits.vocab_size
     settings = {"temperature": 0.8}
     first = filtered(prior.next_logits(module, prompt, values)[0].detach(), settings)
     every = torch.cat([prompt.expand(size, -1), torch.arange(size)[:, None]], dim=1)
-    then = prior.next_logits(module, every, _repeat(values, size)).detach()
+    then = prior.next_logits(module, every, repeat(values, size)).detach()
     joint = torch.stack([first[token] * filtered(then[token], settings) for token in range(size)])
-    many = prior.generate(module, prompt.expand(_SAMPLES, -1), 2, _repeat(values, _SAMPLES), **settings)[:, -2:]
+    many = prior.generate(module, prompt.expand(_SAMPLES, -1), 2, repeat(values, _SAMPLES), **settings)[:, -2:]
     check_frequencies(many[:, 0] * size + many[:, 1], joint.flatten(), "pairs, numbered first * vocab_size + second")
 
 
@@ -161,7 +164,7 @@ def check_sampling_batch_independence(prior: PriorSubject) -> None:
         logits[p < min_p * p.max()] = -torch.inf  # must be p.amax(dim=-1, keepdim=True)
     """
     module, count = prior.excited(), 6
-    prompts, values = _prompt(prior, count), prior.values(count)
+    prompts, values = prompt_of(prior, count), prior.values(count)
 
     def draw(rows: Tensor, settings: dict[str, Any]) -> Tensor:
         chosen, seed = tuple(value[rows] for value in values), torch.Generator().manual_seed(3)
@@ -190,13 +193,13 @@ def check_guidance(prior: PriorSubject) -> None:
         logits = given + guidance * (given - free)
     """
     module = prior.excited()
-    prompt, values = _prompt(prior, 1), _repeat(prior.values(1), 1)
+    prompt, values = prompt_of(prior, 1), repeat(prior.values(1), 1)
     given = prior.next_logits(module, prompt, values)[0].detach()
-    other = _repeat(prior.values(1), 1)
+    other = repeat(prior.values(1), 1)
     prior_free = _free_logits(prior, module, prompt, values)
     for weight in (0.0, 1.0, 2.5, -1.0):
         many = prompt.expand(_SAMPLES, -1)
-        tokens = prior.generate(module, many, 1, _repeat(values, _SAMPLES), guidance=weight)[:, -1]
+        tokens = prior.generate(module, many, 1, repeat(values, _SAMPLES), guidance=weight)[:, -1]
         expected = filtered(prior_free + weight * (given - prior_free), {})
         check_frequencies(tokens, expected, f"generate(guidance={weight})")
     a, b = (prior.generate(module, prompt, 3, each, guidance=0.0, temperature=0.0) for each in (values, other))
@@ -221,79 +224,3 @@ def _free_logits(prior: PriorSubject, module: Any, prompt: Tensor, values: Value
     """Logits without conditions."""
     with without_conditions(module):
         return prior.next_logits(module, prompt, values)[0].detach()
-
-
-@PRIOR.check(
-    rule="sampling restores every mode, changes no state, and draws from the generator that it is given",
-    cause="model.eval() without a way back, or a cache that is kept in the module",
-    applies=can_generate,
-)
-def check_sampling_restores(prior: PriorSubject) -> None:
-    """Guards a training in which samples are drawn now and then.
-
-    Fails it::
-
-        model.eval()  # and training goes on without dropout
-    """
-    module, prompt, values = prior.excited(), _prompt(prior, 3), prior.values(3)
-    _mix_modes(prior, module, prompt, values)
-    before, modes = state_of(module), modes_of(module)
-    keys, random = list(module.state_dict()), torch.get_rng_state()
-    trained = [p.requires_grad for p in module.parameters()]
-    grads: list[bool] = []
-    handle = next(module.children()).register_forward_hook(lambda *_: grads.append(torch.is_grad_enabled()))
-    prior.generate(module, prompt, 1, values)
-    handle.remove()
-    require(not any(grads), "the model runs with autograd on: every token's graph is kept")
-    greedy = [prior.generate(module, prompt, 2, values, temperature=0.0) for _ in range(2)]
-    require_modes(module, modes, "after sampling")
-    require(list(module.state_dict()) == keys, "the state has other keys")
-    require(not state_difference(state_of(module), before), "the state changed")
-    require(trained == [p.requires_grad for p in module.parameters()], "parameters were left frozen")
-    require(torch.equal(*greedy), "two greedy samples differ: dropout was on")
-    require(not greedy[0].requires_grad and torch.is_grad_enabled(), "autograd was left on or off")
-    if "progress" in prior.adapter.settings:
-        seen: list[int] = []
-        prior.generate(module, prompt, 2, values, progress=partial(_count_steps, seen))
-        require(sum(seen) == 2, f"progress saw {sum(seen)} steps for two tokens")
-        with contextlib.suppress(ZeroDivisionError):
-            prior.generate(module, prompt, 2, values, progress=_break_off)
-        require_modes(module, modes, "after an error")
-        require(torch.is_grad_enabled(), "autograd was left off after an error")
-    if "generator" not in prior.adapter.settings:
-        return
-    torch.set_rng_state(random)
-    drawn = [
-        prior.generate(module, prompt, 2, values, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
-    ]
-    require(torch.equal(torch.get_rng_state(), random), "the global random state moved though a generator was given")
-    require(torch.equal(drawn[0], drawn[1]), "one seed gives two different samples")
-    many = [
-        prior.generate(
-            module, prompt[:1].expand(50, -1), 2, _repeat(values, 50), generator=torch.Generator().manual_seed(seed)
-        )
-        for seed in (5, 6)
-    ]
-    require(not torch.equal(*many), "two seeds give the same 50 samples")
-
-
-def _count_steps(seen: list[int], steps: Iterable[Any]) -> Iterator[Any]:
-    for step in steps:
-        seen.append(1)
-        yield step
-
-
-def _break_off(steps: Iterable[Any]) -> Iterator[Any]:
-    yield from (step // 0 for step in steps)
-
-
-def _mix_modes(prior: PriorSubject, module: Any, prompt: Tensor, values: Values) -> None:
-    """Training mode in some parts, evaluation in others; evaluation in all if it refuses to be sampled otherwise."""
-    for n, part in enumerate(module.modules()):
-        part.training = n % 3 != 1
-    if prior.traits.strict:
-        return
-    try:
-        prior.generate(clone(module), prompt, 1, values)
-    except Exception:
-        module.eval()

@@ -12,6 +12,7 @@ from ._loss_subject import LOSS, LossSubject
 from ._prior_subject import PRIOR, PriorSubject, PriorTraits
 from ._quantizer_subject import QUANTIZER, QuantizerSubject
 from ._quantizer_traits import QuantizerTraits
+from ._report import CheckReport
 from ._tokenizer import TOKENIZER, TokenizerAdapter, TokenizerSubject, TokenizerTraits
 
 _KINDS: dict[type, Kind[Any]] = {
@@ -29,7 +30,7 @@ def check_quantizer(
     adapter: Any = None,
     traits: Any = None,
     expected_failures: Mapping[str, str] | None = None,
-) -> None:
+) -> CheckReport:
     """Runs every check that applies to a quantizer.
 
     Args:
@@ -41,18 +42,22 @@ def check_quantizer(
         traits: what it declares, a :class:`QuantizerTraits`; read from its attributes unless told.
         expected_failures: names of checks that must fail, each with the reason.
 
+    Returns:
+        The names of the checks that passed, and of those that were left out since nothing was declared for them; print
+        it to see what was not asked.
+
     Raises:
         CheckError: if a check fails, with all of them; also if one passes that is expected to fail.
         ValueError: if ``expected_failures`` names a check that does not exist.
 
     Example:
         >>> from vq_components import VectorQuantizer
-        >>> check_quantizer(VectorQuantizer(16, 4))  # doctest: +SKIP
+        >>> print(check_quantizer(VectorQuantizer(16, 4)))  # doctest: +SKIP
     """
     subject = QUANTIZER.wrap(
         quantizer, **_given(name=name, adapter=adapter, traits=traits, expected_failures=expected_failures)
     )
-    QUANTIZER.run_all(subject, name=subject.name, expected_failures=subject.expected_failures)
+    return QUANTIZER.run_all(subject, name=subject.name, expected_failures=subject.expected_failures)
 
 
 def check_tokenizer(
@@ -62,7 +67,7 @@ def check_tokenizer(
     adapter: TokenizerAdapter | None = None,
     traits: TokenizerTraits | None = None,
     expected_failures: Mapping[str, str] | None = None,
-) -> None:
+) -> CheckReport:
     """Runs every check that applies to an image tokenizer: encoder, quantizer and decoder as one.
 
     Args:
@@ -73,6 +78,9 @@ def check_tokenizer(
         traits: what it declares; needed unless a subject brings it.
         expected_failures: as in :func:`check_quantizer`.
 
+    Returns:
+        As :func:`check_quantizer`.
+
     Raises:
         CheckError: if a check fails, with all of them.
         ValueError: if ``expected_failures`` names a check that does not exist.
@@ -80,7 +88,7 @@ def check_tokenizer(
     subject = TOKENIZER.wrap(
         model, **_given(name=name, adapter=adapter, traits=traits, expected_failures=expected_failures)
     )
-    TOKENIZER.run_all(subject, name=subject.name, expected_failures=subject.expected_failures)
+    return TOKENIZER.run_all(subject, name=subject.name, expected_failures=subject.expected_failures)
 
 
 def check_loss(
@@ -90,7 +98,7 @@ def check_loss(
     adapter: LossAdapter | None = None,
     traits: LossTraits | None = None,
     expected_failures: Mapping[str, str] | None = None,
-) -> None:
+) -> CheckReport:
     """Runs every check that applies to a VQ-GAN loss: both players, their starts, weights and values.
 
     Args:
@@ -101,12 +109,15 @@ def check_loss(
         traits: what it declares; read from its attributes unless told.
         expected_failures: as in :func:`check_quantizer`.
 
+    Returns:
+        As :func:`check_quantizer`.
+
     Raises:
         CheckError: if a check fails, with all of them.
         ValueError: if ``expected_failures`` names a check that does not exist.
     """
     subject = LOSS.wrap(loss, **_given(name=name, adapter=adapter, traits=traits, expected_failures=expected_failures))
-    LOSS.run_all(subject, name=subject.name, expected_failures=subject.expected_failures)
+    return LOSS.run_all(subject, name=subject.name, expected_failures=subject.expected_failures)
 
 
 def check_prior(
@@ -116,7 +127,7 @@ def check_prior(
     adapter: Any = None,
     traits: PriorTraits | None = None,
     expected_failures: Mapping[str, str] | None = None,
-) -> None:
+) -> CheckReport:
     """Runs every check that applies to an autoregressive prior: its logits, its cache, and its samples.
 
     Args:
@@ -127,6 +138,9 @@ def check_prior(
         traits: what it declares; needed unless it is a :class:`~vq_components.MinGPT`.
         expected_failures: as in :func:`check_quantizer`.
 
+    Returns:
+        As :func:`check_quantizer`.
+
     Raises:
         CheckError: if a check fails, with all of them.
         ValueError: if ``expected_failures`` names a check that does not exist.
@@ -134,7 +148,7 @@ def check_prior(
     subject = PRIOR.wrap(
         prior, **_given(name=name, adapter=adapter, traits=traits, expected_failures=expected_failures)
     )
-    PRIOR.run_all(subject, name=subject.name, expected_failures=subject.expected_failures)
+    return PRIOR.run_all(subject, name=subject.name, expected_failures=subject.expected_failures)
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class QuantizerAdapter:
     """Functions that say how a quantizer is used. Only the first one is needed.
 
     Args:
-        call: ``(module, z) -> (quantized, indices, loss)``.
+        call: ``(module, z) -> (quantized, indices, loss)``; a loss of None, or none at all, is 0.
         masked: ``(module, z, mask) -> (quantized, indices, loss)``; needed only if it takes a mask.
         encode: ``(module, z) -> indices``, as ``call`` gives them.
         decode: ``(module, indices, shape) -> quantized``, of such indices, where ``shape`` is that of the ``z`` they
@@ -40,6 +40,14 @@ class QuantizerAdapter:
     decode: Callable[[Any, Tensor, torch.Size], Tensor] | None = None
     codebook: Callable[[Any], Tensor] | None = None
     traits: Callable[[Any], QuantizerTraits] | None = None
+
+
+def as_result(answer: tuple[Any, ...]) -> QuantizerResult:
+    """What an adapter's function returned, whose loss may be a plain number, None, or left out."""
+    quantized, indices, loss, terms = (*answer, None, None)[:4]
+    return QuantizerResult(
+        quantized, indices, loss if isinstance(loss, Tensor) else torch.tensor(float(loss or 0)), terms
+    )
 
 
 def find_result(answer: Any, z: Tensor) -> QuantizerResult:
@@ -88,11 +96,17 @@ def as_adapter(adapter: Any, module: Any) -> QuantizerAdapter:
         return adapter
     return QuantizerAdapter(
         call=adapter or (lambda module, z: find_result(module(z), z)),
-        masked=lambda module, z, mask: find_result(module(z, mask), z),
+        masked=lambda module, z, mask: find_result(_pass_mask(module, z, mask), z),
         encode=_find_encode(module),
         decode=_find_decode(module),
         codebook=_find_codebook(module),
     )
+
+
+def _pass_mask(module: Any, z: Tensor, mask: Tensor) -> Any:
+    """By its name, where it has that; else as the second argument."""
+    named = "mask" in inspect.signature(module.forward).parameters
+    return module(z, mask=mask) if named else module(z, mask)
 
 
 def _find_encode(module: Any) -> Callable[[Any, Tensor], Tensor] | None:

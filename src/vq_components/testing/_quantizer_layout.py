@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._compare import differ, gap
+from ._engine import BASIC
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import require
 
@@ -20,6 +21,7 @@ def _layouts(subject: QuantizerSubject) -> list[tuple[int, ...]]:
     rule="quantized has the input's shape and dtype, indices are integers of the input's shape without channels, "
     "the loss is one finite number; in training as in evaluation",
     cause="indices left flat, as the search returns them, or a result that depends on the mode",
+    rank=BASIC,
 )
 def check_shapes(subject: QuantizerSubject) -> None:
     """Guards the shape and dtype of each result, in every layout and mode.
@@ -40,6 +42,8 @@ def check_shapes(subject: QuantizerSubject) -> None:
             shape = tuple(result.quantized.shape)
             require(shape == tuple(expected), f"quantized has shape {shape} {where}")
             require(result.quantized.dtype == z.dtype, f"quantized is {result.quantized.dtype} {where}")
+            as_input = result.quantized.is_contiguous() or not (traits.strict and z.is_contiguous())
+            require(as_input, f"quantized is a permuted view, strides {result.quantized.stride()}, {where}")
             shape = tuple(result.indices.shape)
             require(shape == (3, *space, *traits.index_shape), f"indices have shape {shape} {where}")
             _check_dtypes(result.indices, result.loss, where, strict=traits.strict)
@@ -57,6 +61,8 @@ def _check_dtypes(indices: Tensor, loss: Tensor, where: str, *, strict: bool) ->
     rule="indices are in [0, codebook_size); -1 is for stages that a random training forward leaves out",
     cause="an offset between stages or groups, or -1 for vectors that were not assigned",
     applies=lambda subject: subject.traits.codebook_size is not None,
+    needs="codebook_size=",
+    rank=BASIC,
 )
 def check_index_range(subject: QuantizerSubject) -> None:
     """Guards the range of indices, for inputs near, far and at zero.
@@ -80,6 +86,7 @@ def check_index_range(subject: QuantizerSubject) -> None:
 @QUANTIZER.check(
     rule="every layout gives what its vectors give one by one",
     cause="view() where movedim() is needed: channels of different positions are mixed without an error",
+    rank=BASIC,
 )
 def check_layouts(subject: QuantizerSubject) -> None:
     """Guards that only the channels of one position make a vector, wherever they are and whatever the strides.

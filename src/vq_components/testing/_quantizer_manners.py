@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ._compare import backward, gap, state_difference, state_of
-from ._engine import isolated
+from ._engine import BASIC, isolated
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_decode
 from ._report import fail, require
 
@@ -133,6 +133,7 @@ def check_settings_of_torch(subject: QuantizerSubject) -> None:
 @QUANTIZER.check(
     rule="forward and backward leave the input alone, and changing the result changes no codebook",
     cause="an in-place operation on a view of the input, such as normalize or /= temperature",
+    rank=BASIC,
 )
 def check_input_untouched(subject: QuantizerSubject) -> None:
     """Guards the caller's tensors.

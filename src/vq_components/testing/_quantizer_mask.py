@@ -14,9 +14,10 @@ def _masks(subject: QuantizerSubject) -> bool:
 
 
 @QUANTIZER.check(
-    rule="masked positions get index -1, zeros, and no gradient",
-    cause="the mask is applied to the loss only",
+    rule="masked positions get index -1, zeros, and no gradient; a mask is True where a position is live",
+    cause="the mask is applied to the loss only, or the other way round",
     applies=_masks,
+    needs="mask=True, if it takes a mask",
 )
 def check_mask_output(subject: QuantizerSubject) -> None:
     """Guards what comes out at positions that do not exist.
@@ -38,6 +39,8 @@ def check_mask_output(subject: QuantizerSubject) -> None:
                 require(refused(call, ValueError), f"a mask {tuple(mask[None].shape)} for {tuple(z.shape)} is taken")
             result = subject.call(module, z, mask)
             outside = result.indices[~mask]
+            turned = bool((result.indices[mask] == -1).all()) and not bool((outside == -1).any())
+            require(not turned, "index -1 where live, and only there: the mask is taken the other way round")
             require(bool((outside == -1).all()), f"indices {sorted(set(outside.flatten().tolist()))[:5]} where masked")
             least = subject.least_index(training=training)
             require(bool((result.indices[mask] >= least).all()), "index -1 where live")
@@ -81,6 +84,7 @@ def check_mask_encode(subject: QuantizerSubject) -> None:
     rule="masked positions influence nothing: all is as if they had been cut out",
     cause="a mean over all positions, or statistics that count masked ones",
     applies=lambda subject: subject.traits.mask and not subject.traits.stochastic,
+    needs="mask=True, if it takes a mask",
 )
 def check_mask_equals_cutting_out(subject: QuantizerSubject) -> None:
     """Guards outputs, loss, terms and statistics, for masked values of any kind, NaN included.
@@ -117,9 +121,10 @@ def check_mask_equals_cutting_out(subject: QuantizerSubject) -> None:
 
 
 @QUANTIZER.check(
-    rule="a batch without a live position has loss 0 and changes nothing",
-    cause="a division by the number of live positions",
+    rule="a batch without a live position has a finite loss, gives zeros and changes nothing",
+    cause="a division by the number of live positions, or an output that is not masked",
     applies=_masks,
+    needs="mask=True, if it takes a mask",
 )
 def check_mask_of_nothing(subject: QuantizerSubject) -> None:
     """Guards a fully masked batch.

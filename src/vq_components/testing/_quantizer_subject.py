@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ._compare import backward, clone, differ, gap, state_difference, state_of
 from ._engine import Kind
-from ._quantizer_adapters import QuantizerAdapter, QuantizerResult, as_adapter, find_traits
+from ._quantizer_adapters import QuantizerAdapter, QuantizerResult, as_adapter, as_result, find_traits
 from ._quantizer_traits import QuantizerTraits
 
 
@@ -153,12 +153,10 @@ class QuantizerSubject:
     def call(self, module: Any, z: Tensor, mask: Tensor | None = None) -> QuantizerResult:
         """Calls it, and reads its answer."""
         if mask is None:
-            answer = QuantizerResult(*self.adapter.call(module, z))
-        elif self.adapter.masked is None:
+            return as_result(self.adapter.call(module, z))
+        if self.adapter.masked is None:
             raise TypeError("no way to pass a mask is known: give the adapter masked=")
-        else:
-            answer = QuantizerResult(*self.adapter.masked(module, z, mask))
-        return answer if isinstance(answer.loss, Tensor) else answer._replace(loss=torch.tensor(float(answer.loss)))
+        return as_result(self.adapter.masked(module, z, mask))
 
     def call_copy(self, module: Any, z: Tensor, mask: Tensor | None = None, *, seed: int = 1) -> QuantizerResult:
         """Calls a copy, with a known random state, so that the module itself stays as it is."""

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from ._compare import backward, clone, floating_state, state_difference, state_of
 from ._memory import kept_by_autograd, largest_allocation
 from ._processes import can_run_two, in_two_processes
+from ._quantizer_gradients import trained_parameters
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
 from ._report import require
 
@@ -213,10 +214,15 @@ def _has_state(subject: QuantizerSubject) -> bool:
     return bool(state_difference(state_of(module), before))
 
 
+def _can_learn(subject: QuantizerSubject) -> bool:
+    return bool(trained_parameters(subject.fresh())) or _has_state(subject)
+
+
 @QUANTIZER.check(
     rule="training on a toy distribution brings the error down, and uses no fewer entries than before",
-    cause="a codebook that starts where no vector is, or a gradient of the wrong sign",
-    applies=lambda subject: subject.traits.learns,
+    cause="a codebook that starts where no vector is, a gradient of the wrong sign, or a stage that takes the input "
+    "again instead of the rest",
+    applies=lambda subject: subject.traits.learns and _can_learn(subject),
 )
 def check_training(subject: QuantizerSubject) -> None:
     """Guards the whole: clusters of vectors are learned by codebook and optimizer, with the encoder held fixed.
@@ -229,7 +235,7 @@ def check_training(subject: QuantizerSubject) -> None:
     size = subject.traits.codebook_size or 16
     clusters = min(size, 32)
     centers = 2.0 * torch.randn(clusters, subject.traits.dim) + 1.0
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    parameters = trained_parameters(module)
     optimizer = torch.optim.Adam(parameters, lr=0.03) if parameters else None
     errors, usages = [], []
     for _ in range(200):
@@ -247,6 +253,7 @@ def check_training(subject: QuantizerSubject) -> None:
     spread = float(centers.var(dim=0).mean())
     first, last = errors[0] / spread, sum(errors[-10:]) / 10 / spread
     used = sum(usages[-10:]) / 10
-    numbers = f"error {first:.3g} -> {last:.3g} of the variance, entries in use {usages[0]} -> {used:.3g} of {clusters}"
+    numbers = f"error {first:.3g} -> {last:.3g} of the variance, indices in use {usages[0]} -> {used:.3g}"
+    numbers += f", {clusters} clusters"
     require(last < max(0.3, 0.7 * first), numbers)
     require(used >= 0.9 * min(usages[0], 0.5 * clusters), numbers)  # a few more or less is chance

@@ -33,7 +33,8 @@ class QuantizerTraits:
         decay: if told, the codebook follows the vectors by moving averages of this decay, in :meth:`update_`.
         eps: of these averages.
         starts_from_data: the first training batch gives the codebook its entries.
-        mask: whether it is called with a mask as well, True where a position is live.
+        mask: whether it is called with a mask as well, True where a position is live. Masked positions then have index
+            -1 and zeros, and no influence, NaN in their place included.
         two_phase: training forwards count, and the object's own method ``update_()`` applies, as that of this
             package's quantizers does. A wrapper around one hands the call on.
         half: whether half-precision inputs are for it.

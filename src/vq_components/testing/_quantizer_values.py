@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._compare import gap
+from ._engine import BASIC
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_decode, has_encode
 from ._report import refused, require
 
@@ -14,6 +15,8 @@ from ._report import refused, require
     rule="decode(indices) is what the forward returned, for the same codebook",
     cause="the codebook is updated in the same forward, after the look-up; or decode uses another order or projection",
     applies=has_decode,
+    needs="a way back from indices, by a method decode or the adapter's decode=",
+    rank=BASIC,
 )
 def check_decode_inverts_forward(subject: QuantizerSubject) -> None:
     """Guards that tokens stand for what the decoder was trained on, in training and in evaluation.
@@ -37,6 +40,7 @@ def check_decode_inverts_forward(subject: QuantizerSubject) -> None:
     rule="in evaluation, decode(encode(z)) is what the forward returns",
     cause="encode and forward look up in different ways, or encode returns another layout",
     applies=has_encode,
+    needs="a way to the indices alone, by a method encode or the adapter's encode=, and decode",
 )
 def check_encode(subject: QuantizerSubject) -> None:
     """Guards that tokens written to disk are those of the forward.
@@ -113,6 +117,7 @@ def check_output_is_an_entry(subject: QuantizerSubject) -> None:
     applies=lambda subject: (
         has_codebook(subject) and subject.traits.distance is not None and not subject.traits.stochastic
     ),
+    needs="distance=, if the entry is the nearest one, and a codebook, by an attribute or the adapter's codebook=",
 )
 def check_nearest_entry(subject: QuantizerSubject) -> None:
     """Guards the search against a brute force in float64, for codebooks of several scales; of ties, the first wins.
@@ -176,6 +181,7 @@ def check_ties(subject: QuantizerSubject) -> None:
 @QUANTIZER.check(
     rule="the same input gives the same output",
     cause="random numbers in evaluation, or a state that an evaluation changes",
+    rank=BASIC,
 )
 def check_deterministic(subject: QuantizerSubject) -> None:
     """Guards repeated evaluations, under different random states.

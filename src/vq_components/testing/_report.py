@@ -1,7 +1,10 @@
 """What a failed check says."""
 
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 RAISED = "raised "
 _SEVERAL = 4  # checks that end in one exception: more likely one mistake than several
@@ -30,18 +33,75 @@ class CheckError(AssertionError):
 
     Args:
         name: what was checked.
-        failures: at least one.
-        total: number of checks that ran.
+        failures: at least one; the first ones may be the cause of the others.
+        total: number of checks that apply.
+        unrun: number of those that were not run, since the object could not be called as declared.
+        left_out: names of checks that were left out, and what each needs.
     """
 
-    def __init__(self, name: str, failures: Sequence[CheckFailure], *, total: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        failures: Sequence[CheckFailure],
+        *,
+        total: int,
+        unrun: int = 0,
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
         shared = _shared(failures)
         listed = "\n\n".join(str(failure) for failure in failures if failure.measured != shared)
         summary = f"{name} fails {len(failures)} of {total} checks."
-        super().__init__("\n\n".join(filter(None, [summary, _told_once(failures, shared), listed])))
+        if unrun:
+            summary = f"{name} cannot be called as declared: {unrun} of {total} checks were not run."
+        elif len(failures) >= _SEVERAL:
+            summary += " Begin at the top: one mistake often breaks several rules, the plainest of which come first."
+        parts = [summary, _told_once(failures, shared), listed, _left_out(left_out or {})]
+        super().__init__("\n\n".join(filter(None, parts)))
         self.name = name
         self.failures = tuple(failures)
         self.total = total
+        self.unrun = unrun
+        self.left_out = dict(left_out or {})
+
+
+class CheckReport(NamedTuple):
+    """What is known of an object that fails nothing; printed, it tells what was not asked too.
+
+    Args:
+        name: what was checked.
+        passed: names of the checks that ran.
+        left_out: names of checks that were left out, and what each needs.
+    """
+
+    name: str
+    passed: tuple[str, ...]
+    left_out: dict[str, str]
+
+    def __str__(self) -> str:
+        summary = f"{self.name} passes {len(self.passed)} checks."
+        return "\n\n".join(filter(None, [summary, _left_out(self.left_out)]))
+
+
+def _left_out(left_out: Mapping[str, str]) -> str:
+    """One line for each thing that is needed."""
+    checks: dict[str, list[str]] = {}
+    for name, needs in left_out.items():
+        checks.setdefault(needs, []).append(name)
+    lines = [f"  {', '.join(names)}: needs {needs}" for needs, names in checks.items()]
+    return "\n".join(["Left out:", *lines] if lines else [])
+
+
+def told(error: Exception) -> str:
+    """An exception in one line, with the last place outside of this kit and torch."""
+    lines = str(error).strip().splitlines() or [""]
+    kit, outside = Path(__file__).parent, [f"{name}torch{name}" for name in "/\\"]
+    places = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).parent != kit and not any(part in frame.filename for part in outside)
+    ]
+    where = f" ({Path(places[-1].filename).name}, line {places[-1].lineno})" if places else ""
+    return f"{RAISED}{type(error).__name__}: {lines[0][:300]}{where}"
 
 
 def _shared(failures: Sequence[CheckFailure]) -> str | None:
@@ -58,7 +118,7 @@ def _told_once(failures: Sequence[CheckFailure], shared: str | None) -> str:
         return ""
     return (
         f"{len(names)} of them end in the same error: {', '.join(names)}\n  measured:    {shared}\n"
-        f"  usual cause: the traits or the adapter do not fit the object, if it can be used at all"
+        f"  usual cause: the line that is named; or traits or an adapter that do not fit the object"
     )
 
 

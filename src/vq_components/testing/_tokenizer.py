@@ -25,6 +25,8 @@ class TokenizerTraits:
         index_shape: what one position's tokens add to the grid's shape.
         any_size: whether it takes any size that ``factor`` divides.
         half: whether it runs under autocast.
+        local: whether its tokens are a grid of which each stands mostly for its own ``factor x factor`` pixels, as in
+            convolutional networks.
         strict: in evaluation, decoding the encoded images is bit-equal to the forward.
         rtol: relative tolerance, where not strict.
         atol: absolute tolerance, likewise.
@@ -39,6 +41,7 @@ class TokenizerTraits:
     index_shape: tuple[int, ...] = ()
     any_size: bool = True
     half: bool = True
+    local: bool = False
     strict: bool = False
     rtol: float = 1e-3
     atol: float = 1e-4
@@ -106,11 +109,16 @@ class TokenizerSubject:
         self,
         model: nn.Module,
         *,
-        traits: TokenizerTraits,
+        traits: TokenizerTraits | None = None,
         name: str | None = None,
         adapter: TokenizerAdapter | None = None,
         expected_failures: Mapping[str, str] | None = None,
     ) -> None:
+        if traits is None:
+            raise TypeError(
+                f"{type(model).__name__} does not tell its traits. Pass traits=TokenizerTraits(factor=..., "
+                f"codebook_size=...), and image_shape= unless it takes images of 3 x 32 x 32."
+            )
         self._source = model
         self.traits = traits
         self.name = name or type(model).__name__
