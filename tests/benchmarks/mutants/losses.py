@@ -207,4 +207,10 @@ MUTANTS = [
     ('environment variable VQ_COMPONENTS_VGG16 overrules weights=',
      'losses/_trunk.py', '    if weights is not None:\n        return _existing(Path(weights), f"weights={os.fspath(weights)!r}")\n    if net == "vgg" and os.environ.get(_VARIABLE):\n        return _existing(Path(os.environ[_VARIABLE]), f"the environment variable {_VARIABLE}")\n',
      '    if net == "vgg" and os.environ.get(_VARIABLE):\n        return _existing(Path(os.environ[_VARIABLE]), f"the environment variable {_VARIABLE}")\n    if weights is not None:\n        return _existing(Path(weights), f"weights={os.fspath(weights)!r}")\n'),
+    ("quantizer's loss of every image is added", "losses/_vqgan.py",
+     "return LossOutput(loss + self.codebook_weight * quantizer, terms)",
+     "return LossOutput(loss + self.codebook_weight * quantizer * len(images), terms)"),
+    ("quantizer's loss cut off", "losses/_vqgan.py",
+     "return LossOutput(loss + self.codebook_weight * quantizer, terms)",
+     "return LossOutput(loss + self.codebook_weight * quantizer.detach(), terms)"),
 ]

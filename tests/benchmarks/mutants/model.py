@@ -162,4 +162,8 @@ MUTANTS = [
     ("registered under one name", "_serialization.py", 'f"vq_components.{_kind.__name__}"', '"vq_components." + "Output"'),
     ("loss float", MODEL, "self._to_images(quantized), indices, loss, terms)", "self._to_images(quantized), indices, loss.to(images.dtype), terms)"),
     ("decoder left in evaluation mode", MODEL, "self.decoder = decoder", "self.decoder = decoder.eval()"),
+    ("decoder gets entries that are cut off", MODEL, "self._to_images(quantized), indices, loss, terms)",
+     "self._to_images(quantized.detach()), indices, loss, terms)"),
+    ("latents scrambled by a view", MODEL, "latents: Tensor = self.quant_conv(self.encoder(images))",
+     "h = self.encoder(images)\n        latents: Tensor = self.quant_conv(h.permute(0, 2, 3, 1).reshape(h.shape))"),
 ]

@@ -291,4 +291,6 @@ MUTANTS = [
     ('a wrapper that is an Optimizer itself is hooked in place of what it holds',
      'quantizers/_schedule.py', 'while hasattr(inner, "optimizer"):',
      'while not isinstance(inner, torch.optim.Optimizer) and hasattr(inner, "optimizer"):'),
+    ("the output is a permuted view, of which no view() can be taken", BASE,
+     "return vectors.contiguous() if z.is_contiguous() else vectors", "return vectors"),
 ]
