@@ -37,7 +37,8 @@ def check_broken_entry(subject: QuantizerSubject) -> None:
 
 @QUANTIZER.check(
     rule="a vector that is not finite harms no other vector, no index and no statistics",
-    cause="averages by a product with a one-hot matrix, where NaN * 0 is NaN: one vector poisons all entries",
+    cause="averages by a product with a one-hot matrix, where NaN * 0 is NaN: one vector poisons all entries; or NaN "
+    "that is converted to an integer",
 )
 def check_not_finite(subject: QuantizerSubject) -> None:
     """Guards the codebook against one bad batch, and the range of indices.

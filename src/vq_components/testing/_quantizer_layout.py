@@ -149,7 +149,7 @@ def _compare_with_vectors(subject: QuantizerSubject, module: Any, z: Tensor, nam
 @QUANTIZER.check(
     rule="half-precision inputs get the indices of the same values in float32, and quantized in their own dtype or, "
     "unless strict, in float32",
-    cause="distances computed in the input's dtype: with 8 or 11 bits they cannot tell entries apart",
+    cause="distances, or the rounding, computed in the input's dtype: 8 or 11 bits cannot tell entries apart",
     applies=lambda subject: subject.traits.half,
 )
 def check_half_precision(subject: QuantizerSubject) -> None:

@@ -15,7 +15,7 @@ _SPACES: dict[int, list[tuple[int, ...]]] = {0: [()], 1: [(6,), (1,)], 2: [(5, 3
 
 @QUANTIZER.check(
     rule="an input with another number of channels is refused",
-    cause="view(-1, dim) at the door, which takes any size that dim divides",
+    cause="view(-1, dim) at the door, which takes any size that dim divides; or broadcasting, which takes 1",
 )
 def check_wrong_channels(subject: QuantizerSubject) -> None:
     """Guards against inputs of twice or half the channels, and of channels in another place.

@@ -234,7 +234,7 @@ def check_half_module(subject: QuantizerSubject) -> None:
 
 @QUANTIZER.check(
     rule="micro-batches count as one batch",
-    cause="a moving average that is updated in every forward: n micro-batches are n decays",
+    cause="a moving average that is updated in every forward: n micro-batches are n decays; or a loss that is a sum",
     applies=lambda subject: not subject.traits.stochastic,
 )
 def check_micro_batches(subject: QuantizerSubject) -> None:
