@@ -233,7 +233,6 @@ def test_what_is_drawn_hides_nothing():
     assert {failure.check for failure in error.value.failures} == {
         "check_perceptual_is_a_function",
         "check_repeatable",
-        "check_loss_of_repeated_images",
         "check_eval_equals_train",
         "check_weights_have_effect",
     }

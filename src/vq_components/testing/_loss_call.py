@@ -79,15 +79,18 @@ def check_loss_of_repeated_images(loss: LossSubject) -> None:
     """
     scene = loss.scene()
     twice = _repeated(scene)
+    start = loss.used()
+    perceptual = loss.adapter.perceptual(start)
+    if perceptual is not None:
+        perceptual.eval()  # what it draws is another check's concern
     for step in (loss.traits.gen_start - 1, loss.full):
-        module = loss.used()
-        once, grads = generator_grads(loss, clone(module), scene, step)
-        again, others = generator_grads(loss, clone(module), twice, step)
+        once, grads = generator_grads(loss, clone(start), scene, step)
+        again, others = generator_grads(loss, clone(start), twice, step)
         numbers = f"step {step}: the generator's loss is {float(once):.6g}, of the batch twice {float(again):.6g}"
         require(not loss.differ(again, once), numbers)
         text = loss.differ(others[1], grads[1])
         require(not text, f"step {step}: of the batch twice, the gradient at the last layer: {text}")
-    values = [loss.discriminator(clone(module), each, loss.full)[0].detach() for each in (scene, twice)]
+    values = [loss.discriminator(clone(start), each, loss.full)[0].detach() for each in (scene, twice)]
     numbers = f"the discriminator's loss is {float(values[0]):.6g}, of the batch twice {float(values[1]):.6g}"
     require(not loss.differ(values[1], values[0]), numbers)
 
