@@ -111,9 +111,8 @@ def check_sampling_restores_parts(prior: PriorSubject) -> None:
     module, prompt, values = prior.excited(), prompt_of(prior, 3), prior.values(3)
     _set_modes(prior, module, prompt, values, [True, False, True])
     modes = modes_of(module)
-    greedy = [prior.generate(module, prompt, 2, values, temperature=0.0) for _ in range(2)]
+    prior.generate(module, prompt, 2, values, temperature=0.0)
     require_modes(module, modes, "some parts were in training and some in evaluation mode; after sampling")
-    require(torch.equal(*greedy), "two greedy samples differ: dropout was on")
     if "progress" in prior.adapter.settings:
         with contextlib.suppress(ZeroDivisionError):
             prior.generate(module, prompt, 2, values, progress=_break_off)
