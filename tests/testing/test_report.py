@@ -105,6 +105,16 @@ def test_an_error_of_many_checks_is_told_once():
         assert failure in shared or str(failure) in text
 
 
+def test_a_clean_run_tells_what_was_left_out():
+    expected = {"check_shapes": "flat by design", "check_index_range": "on purpose", "check_not_finite": "likewise"}
+    small = dataclasses.replace(TRAITS, codebook_size=4)
+    report = testing.check_quantizer(Flat(), name="flat", traits=small, expected_failures=expected)
+    assert not set(report.passed) & set(expected)
+    assert "check_layouts" in report.passed
+    assert str(report).startswith(f"flat passes {len(report.passed)} checks.\n\nLeft out:\n")
+    assert "  check_mask_output, check_mask_equals_cutting_out, check_mask_of_nothing: needs mask=True" in str(report)
+
+
 def test_few_equal_errors_are_told_each():
     failures = [CheckFailure(name, rule=name, measured="raised KeyError: 1", cause="a key") for name in "abc"]
     text = str(CheckError("few", failures, total=9))

@@ -69,7 +69,7 @@ class CheckReport(NamedTuple):
 
     Args:
         name: what was checked.
-        passed: names of the checks that ran.
+        passed: names of the checks that ran, without those that failed as expected.
         left_out: names of checks that were left out, and what each needs.
     """
 
