@@ -204,6 +204,12 @@ def check_guidance(prior: PriorSubject) -> None:
         check_frequencies(tokens, expected, f"generate(guidance={weight})")
     a, b = (prior.generate(module, prompt, 3, each, guidance=0.0, temperature=0.0) for each in (values, other))
     require(torch.equal(a, b), "guidance=0 depends on the conditions")
+    start, several = prompt_of(prior, 6), prior.values(6)
+    new = min(4, prior.traits.length - start.shape[1])
+    at_once = prior.generate(module, start, new, several, guidance=2.5, temperature=0.0)
+    for _ in range(new):
+        start = prior.generate(module, start, 1, several, guidance=2.5, temperature=0.0)
+    require(torch.equal(at_once, start), f"guided, {new} tokens at once are not those of one call after the other")
 
 
 @contextlib.contextmanager
