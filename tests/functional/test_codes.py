@@ -246,3 +246,21 @@ def test_indices_that_are_no_integers_are_rejected(measure, dtype):
     assert str(error.value) == (
         f"{measure.__name__} takes integer indices, but got {dtype}. Convert them with .long()."
     )
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0, 1e3, 1e4])
+@pytest.mark.parametrize("search", [functional.nearest_code, _search.plain_search])
+def test_entries_far_from_zero_and_close_to_each_other_are_told_apart(offset, search):
+    generator = torch.Generator().manual_seed(0)
+    z, codebook = (torch.randn(count, 16, generator=generator) + offset for count in (500, 300))
+    exact = torch.cdist(z.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+    assert torch.equal(search(z, codebook), exact)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has one setting")
+def test_a_precision_that_is_inherited_is_not_pinned(monkeypatch):
+    monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")
+    functional.nearest_code(torch.randn(4, 3), torch.randn(5, 3))
+    torch.backends.fp32_precision = "ieee"
+    assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"

@@ -102,3 +102,16 @@ def test_settings_out_of_range_raise(settings):
         f"GumbelQuantizer needs positive sizes and a positive temperature, but got codebook_size=7, codebook_dim=3, "
         f"in_channels={given['in_channels']}, temperature={given['temperature']}."
     )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_output_is_the_entry_whatever_products_are_rounded_to(training):
+    torch.manual_seed(0)
+    vq = GumbelQuantizer(256, 32, in_channels=16).train(training)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        quantized, indices, _, _ = vq(torch.randn(2, 16, 8, 8))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(vq.decode(indices), quantized)

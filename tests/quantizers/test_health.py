@@ -167,8 +167,8 @@ def test_the_start_of_the_original_is_recognized():
     [
         (
             lambda codebook, z: (codebook, torch.cat([z, torch.full((3, 4), math.inf)])),
-            "vectors that are NaN or infinite, and were left out: 3. Look for an overflow in the encoder, "
-            "or lower its learning rate.",
+            "vectors that are NaN, infinite or too large to be squared, and were left out: 3. Look for an overflow "
+            "in the encoder, or lower its learning rate.",
         ),
         (
             lambda codebook, z: (codebook, z[:0]),
@@ -245,3 +245,15 @@ def test_duplicates_are_found_wherever_the_codebook_is(size, dim):
     codebook[-3:] = codebook[:3] + 1e-7
     quantizer.set_codebook_(codebook)
     assert quantizer.health(codebook).duplicates == alone + 6
+
+
+def test_a_few_entries_far_off_make_no_others_look_alike():
+    torch.manual_seed(0)
+    vq = VectorQuantizer(1024, 8)
+    codebook = torch.randn(1024, 8)
+    codebook[::5] *= 1e4
+    vq.set_codebook_(codebook)
+    assert vq.health(torch.randn(4000, 8)).duplicates == 0
+    codebook[1::5] = codebook[1] + 1e-6 * torch.randn(205, 8)
+    vq.set_codebook_(codebook)
+    assert vq.health(torch.randn(4000, 8)).duplicates == 205

@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 
+from vq_components import EMAVectorQuantizer, VectorQuantizer
+
 SHAPES = [(30, 4), (2, 4, 15), (2, 4, 5, 3)]
 GARBAGE = [1e4, torch.nan, torch.inf, -torch.inf]
 BAD = [torch.nan, torch.inf, -torch.inf]
@@ -183,3 +185,20 @@ def test_a_skipped_nan_step_leaves_a_working_quantizer(build_started, bad):
     out = quantizer(torch.randn(100, 4))
     assert out.loss.isfinite()
     assert quantizer.codebook.isfinite().all()
+
+
+@pytest.mark.parametrize("build", [VectorQuantizer, EMAVectorQuantizer])
+@pytest.mark.parametrize("size", [3e19, -1e30])
+def test_a_finite_vector_whose_square_overflows_is_not_counted(build, size):
+    torch.manual_seed(0)
+    vq = build(16, 8)
+    vq(torch.randn(100, 8))
+    vq.update_()
+    z = torch.randn(100, 8)
+    z[3] = size
+    assert vq(z).loss.isnan()
+    assert vq.embedding.pending_counts.sum() == 99
+    vq.update_()
+    assert vq.codebook.abs().max() < 10
+    assert vq.embedding.usage.isfinite().all()
+    assert "too large to be squared, and were left out: 1" in vq.health(z).reasons[0]

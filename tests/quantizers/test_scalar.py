@@ -159,3 +159,9 @@ def test_settings_out_of_range_raise():
         with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
             make()
         assert str(error.value) == message
+
+
+def test_more_entries_than_int64_can_number_are_refused():
+    with pytest.raises(ValueError, match="int64"):
+        FSQ([8] * 21)
+    assert FSQ([2] * 62).codebook_size == 2**62

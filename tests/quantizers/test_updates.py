@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from vq_components import EMAVectorQuantizer, VectorQuantizer
+
 MODES = ["lazy", "manual", "hooked"]
 
 
@@ -258,3 +260,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(build, differing, mode, stop)
         assert not differing(run.quantizer, resumed.quantizer), number
     # The first call of update_() is what ends the default, under which the third forward has applied the second's.
     assert updates(run.quantizer) == {"lazy": 9, "manual": 4, "hooked": 3}[mode]
+
+
+@pytest.mark.parametrize("build", [VectorQuantizer, EMAVectorQuantizer])
+def test_codebooks_are_float32_whatever_the_default_and_the_file_are(build):
+    vq = build(8, 4)
+    half = {name: value.bfloat16() if value.is_floating_point() else value for name, value in vq.state_dict().items()}
+    vq.load_state_dict(half, assign=True)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        small = build(8, 4)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for each in (vq, small):
+        assert {value.dtype for value in each.state_dict().values() if value.is_floating_point()} == {torch.float32}

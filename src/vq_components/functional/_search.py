@@ -24,10 +24,12 @@ def search(z: Tensor, codebook: Tensor) -> Tensor:
     # Products round differently in the last, incomplete block of columns: equal entries would not tie.
     unit = 16 * group
     columns = -(-entries // (-(-entries // _MOST_COLUMNS) * unit)) * unit
+    center = _center(codebook)
     best = index = z.new_empty(0)
     with exact_products(z.device.type):
         for left in range(0, entries, columns):
-            score, column = _best_of_tile(z, _to_tile(codebook[left : left + columns], columns, group), group)
+            tile = _to_tile(codebook[left : left + columns] - center, columns, group)
+            score, column = _best_of_tile(z, center, tile, group)
             if left == 0:
                 best, index = score, column
             else:
@@ -36,6 +38,18 @@ def search(z: Tensor, codebook: Tensor) -> Tensor:
                 best = torch.where(better, score, best)
                 index = torch.where(better, column + left, index)
     return index.clamp_(max=entries - 1)  # a vector that is not finite may have chosen an entry of the padding
+
+
+def _center(codebook: Tensor) -> Tensor:
+    """The origin of the search ``(D,)``: the mean entry, where the entries are far from zero and close to each other.
+
+    There, both terms of a score would be large, and their rounding errors larger than what sets entries apart.
+    Elsewhere it is zero, so that nothing is rounded, and entries that are equally near stay so.
+    """
+    center = codebook.mean(dim=0)
+    spread = (codebook - center).square().sum(dim=1).mean()
+    far = center.square().sum() > 16 * spread  # False, if one of them is not finite
+    return torch.where(far, center, 0)
 
 
 def _to_tile(entries: Tensor, columns: int, group: int) -> Tensor:
@@ -54,7 +68,7 @@ def _to_tile(entries: Tensor, columns: int, group: int) -> Tensor:
     return tile.view(columns // group, group, -1).permute(2, 1, 0).reshape(-1, columns)
 
 
-def _best_of_tile(z: Tensor, tile: Tensor, group: int) -> tuple[Tensor, Tensor]:
+def _best_of_tile(z: Tensor, center: Tensor, tile: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """The highest score of each vector among the entries of a tile, and the number of its entry: the first, if many."""
     number, (width, columns) = len(z), tile.shape
     # Each thread makes and reads scores of its own: between two cores they would travel at the speed of memory.
@@ -72,7 +86,7 @@ def _best_of_tile(z: Tensor, tile: Tensor, group: int) -> tuple[Tensor, Tensor]:
     for top in range(0, number, count):
         bottom = top + count
         new = z[top:bottom]
-        part[: len(new), :-1] = new
+        torch.sub(new, center, out=part[: len(new), :-1])
         torch.bmm(part.view(threads, rows, width), tile.expand(threads, width, columns), out=scores)
         torch.amax(grouped, dim=1, out=maxima)
         torch.max(maxima, dim=1, out=(best[top:bottom], chosen))
@@ -82,6 +96,8 @@ def _best_of_tile(z: Tensor, tile: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 def plain_search(z: Tensor, codebook: Tensor) -> Tensor:
     """:func:`search` for an exporter: no loop over vectors, whose number it does not know."""
+    center = _center(codebook)
+    z, codebook = z - center, codebook - center
     bias = codebook.square().sum(dim=1, keepdim=True) * -0.5
     finite = bias.isfinite()  # as in _to_tile
     entries = torch.cat([torch.where(finite, codebook, 0), torch.where(finite, bias, -torch.inf)], dim=1)
@@ -115,7 +131,10 @@ def exact_products(device_type: str) -> Iterator[None]:
     backends = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
     switches: list[Any] = [matmul for matmul in backends if hasattr(matmul, "fp32_precision")]
     if switches:
+        # What is inherited must go on to be: "none" follows the setting above.
+        above = {getattr(place, "fp32_precision", None) for place in (torch.backends, torch.backends.mkldnn)}
         saved = [switch.fp32_precision for switch in switches]
+        saved = ["none" if value in above else value for value in saved]
     else:  # torch before 2.9 has one switch for all backends
         legacy = torch.get_float32_matmul_precision()
     try:

@@ -22,6 +22,7 @@ from ._statistics import (
     start_,
 )
 
+_HALF = (torch.float16, torch.bfloat16)
 # Buffers that are not 0 where a file holds nothing but a trained codebook.
 _STARTED_FROM_A_FILE: dict[str, float] = {"started": 1, "usage": 1, "candidate_keys": torch.inf}
 
@@ -90,22 +91,24 @@ class Codebook(nn.Module):
         self.unit_norm = unit_norm
         self.stage = 0
         self.starts_from_data = init == "data"
-        weight = as_entries(torch.empty(size, dim).uniform_(-1 / size, 1 / size), unit_norm=unit_norm)
+        # At least float32, as in _apply, whatever the default is.
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        weight = as_entries(torch.empty(size, dim, dtype=dtype).uniform_(-1 / size, 1 / size), unit_norm=unit_norm)
         if trained_by == "gradient":
             self.weight = nn.Parameter(weight)
         else:
             self.register_buffer("weight", weight)
-            self.register_buffer("cluster_size", torch.zeros(size))
-            self.register_buffer("embed_avg", torch.zeros(size, dim))
-            self.register_buffer("pending_sums", torch.zeros(size, dim))
+            self.register_buffer("cluster_size", torch.zeros(size, dtype=dtype))
+            self.register_buffer("embed_avg", torch.zeros(size, dim, dtype=dtype))
+            self.register_buffer("pending_sums", torch.zeros(size, dim, dtype=dtype))
         self.register_buffer("started", torch.tensor(init == "uniform"))
         self.register_buffer("updates", torch.tensor(0))
-        self.register_buffer("usage", torch.ones(size))
+        self.register_buffer("usage", torch.ones(size, dtype=dtype))
         self.register_buffer("pending_vectors", torch.tensor(0))
-        self.register_buffer("pending_counts", torch.zeros(size))
-        self.register_buffer("pending_distances", torch.zeros(size))
-        self.register_buffer("candidate_keys", torch.full((size,), torch.inf))
-        self.register_buffer("candidates", torch.zeros(size, dim))
+        self.register_buffer("pending_counts", torch.zeros(size, dtype=dtype))
+        self.register_buffer("pending_distances", torch.zeros(size, dtype=dtype))
+        self.register_buffer("candidate_keys", torch.full((size,), torch.inf, dtype=dtype))
+        self.register_buffer("candidates", torch.zeros(size, dim, dtype=dtype))
         # Whether update_() is in the caller's hands: saved, so that a resumed run goes on in the same way, and kept as
         # a plain bool as well, so that no forward has to read it from the device.
         self.register_buffer("update_is_manual", torch.tensor(False))
@@ -212,7 +215,7 @@ class Codebook(nn.Module):
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            if tensor.is_floating_point() and moved.dtype in (torch.float16, torch.bfloat16):
+            if tensor.is_floating_point() and moved.dtype in _HALF:
                 return tensor.to(moved.device)
             return moved
 
@@ -221,6 +224,10 @@ class Codebook(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Loads; a file of other code, which knows no ``started``, holds a codebook that has started."""
+        for name in ("weight", *self._buffers):  # with assign=True they would stay in half precision
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and value.dtype in _HALF:
+                state_dict[prefix + name] = value.float()
         weight = state_dict.get(prefix + "weight")
         if weight is not None and prefix + "started" not in state_dict:
             for name, buffer in self._buffers.items():

@@ -39,8 +39,8 @@ def find_reasons(found: Findings) -> Iterator[str]:
     """One sentence for each thing that is wrong: what is the case, and what to do."""
     if found.not_finite:
         yield (
-            f"vectors that are NaN or infinite, and were left out: {found.not_finite}. Look for an overflow in the "
-            f"encoder, or lower its learning rate."
+            f"vectors that are NaN, infinite or too large to be squared, and were left out: {found.not_finite}. Look "
+            f"for an overflow in the encoder, or lower its learning rate."
         )
     if found.broken:
         yield f"entries that are NaN or infinite, and can never be chosen: {found.broken}. Load an earlier checkpoint."
@@ -110,10 +110,11 @@ def _reasons_of_use(found: Findings) -> Iterator[str]:
         )
 
 
-def count_duplicates(codebook: Tensor) -> int:
+def count_duplicates(codebook: Tensor, spread: float) -> int:
     """Number of entries ``(K, D)`` that have another one within a thousandth of the spacing of evenly placed entries.
 
-    The spacing is ``s * K^(-1/D)``, where ``s^2`` is the mean squared distance to the mean entry.
+    The spacing is ``s * K^(-1/D)``, where ``s^2`` is the mean squared distance to the mean entry, or that of the
+    vectors to theirs, ``spread^2``, if it is smaller: a few entries far off must not make all others look alike.
     """
     size, dim = codebook.shape
     if size < 2:
@@ -129,5 +130,6 @@ def count_duplicates(codebook: Tensor) -> int:
             nearest[top : top + rows] = scores.argmax(dim=1)
     # Products cancel where entries are close: the distance itself is taken from the difference.
     distance = (codebook - codebook[nearest]).norm(dim=1)
-    spacing = centered.square().sum(dim=1).mean().sqrt() * size ** (-1 / dim)
+    own = float(centered.square().sum(dim=1).mean().sqrt())
+    spacing = min(own, own if math.isnan(spread) else spread) * size ** (-1 / dim)
     return int((distance <= 1e-3 * spacing).sum())

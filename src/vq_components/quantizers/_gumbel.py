@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import straight_through
 from ._base import AbstractQuantizer, QuantizerOutput
 from ._terms import check_entries, seen_vectors, usage_terms
 
@@ -118,10 +117,12 @@ class GumbelQuantizer(AbstractQuantizer):
         else:
             weights = (logits / self.temperature).softmax(dim=1)
         indices = torch.where(seen, weights.argmax(dim=1), 0)
-        if self.straight_through or not self.training:
-            weights = straight_through(weights, F.one_hot(indices, self.codebook_size).to(weights.dtype))
         # A copy: the backward needs the entries as they were.
-        return weights @ self._trained(self.embed.weight).to(weights.dtype, copy=True), indices
+        entries = self._trained(self.embed.weight).to(weights.dtype, copy=True)
+        if self.training and not self.straight_through:
+            return weights @ entries, indices
+        # The entry itself, to the bit, plus a zero with the gradient of the mixture, whatever products are rounded to.
+        return F.embedding(indices, entries) + (weights - weights.detach()) @ entries.detach(), indices
 
     def _encode(self, z: Tensor, live: Tensor) -> Tensor:
         seen = seen_vectors(z, live)

@@ -13,6 +13,7 @@ from .. import _distributed
 from ..functional._codes import count_codes, perplexity_of_counts, usage_of_counts
 from ._codebook import Codebook
 from ._diagnosis import Findings, count_duplicates, find_reasons
+from ._terms import measurable_vectors
 
 if TYPE_CHECKING:
     from ._base import AbstractQuantizer
@@ -109,15 +110,16 @@ class _Window:
         code_norms = finite.to(self.dtype).norm(dim=1)
         has_codes, has_latents = len(finite) > 0, number > 0
         mean_square = float((self.total / max(number, 1)).square().sum())
+        spread = max(squares / number - mean_square, 0.0) ** 0.5 if has_latents else math.nan
         return Findings(
             counts=self.counts,
             code_norms=(float(code_norms.min()), float(code_norms.mean()), float(code_norms.max()))
             if has_codes
             else NAN3,
             latent_norms=(float(self.bounds[0]), norms / number, float(-self.bounds[1])) if has_latents else NAN3,
-            spread=max(squares / number - mean_square, 0.0) ** 0.5 if has_latents else math.nan,
+            spread=spread,
             error=(errors / number) ** 0.5 if has_latents else math.nan,
-            duplicates=count_duplicates(finite),
+            duplicates=count_duplicates(finite, spread),
             broken=len(self.entries) - len(finite),
             **known,
         )
@@ -205,7 +207,7 @@ def _watch(
             calls.clear()
             indices = quantizer.forward(z, mask).indices.view(-1, len(windows))
             flat, live = quantizer._flatten(z, mask)
-            dirty += (live & ~flat.isfinite().all(dim=1)).sum().to(device)
+            dirty += (live & ~measurable_vectors(flat, live)).sum().to(device)
             looks = {codebook: iter(seen) for codebook, seen in calls.items() if len(seen) == uses[codebook]}
             for stage, (window, codebook) in enumerate(zip(windows, codebooks, strict=True)):
                 if codebook in looks:

@@ -63,6 +63,11 @@ class FSQ(AbstractQuantizer):
             )
         if not levels or min(levels) < 2:
             raise ValueError(f"FSQ needs at least 2 levels for each channel, but got levels={tuple(levels)}.")
+        if math.prod(levels) > 2**62:
+            raise ValueError(
+                f"FSQ numbers its entries with int64, but levels={tuple(levels)} make {math.prod(levels):.3g} of them. "
+                f"Split the channels with GroupedQuantizer."
+            )
         super().__init__(len(levels), codebook_size=math.prod(levels), channel_dim=channel_dim)
         self.levels = tuple(levels)
 
@@ -142,7 +147,8 @@ class LFQ(AbstractQuantizer):
 
     Note:
         ``terms`` also hold ``entropy`` and ``diversity``, the two entropies in nats; ``codebook`` is 0. The entropy
-        of the batch takes memory for ``K`` numbers.
+        of the batch and the usage take memory for several times ``K`` numbers, 17 GB with 32 bits: beyond some 28 bits
+        split the channels with :class:`GroupedQuantizer`. ``encode`` and ``decode`` need none of it.
 
     Example:
         >>> lfq = LFQ(num_bits=10)

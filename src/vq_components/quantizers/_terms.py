@@ -25,9 +25,19 @@ def check_entries(entries: Tensor, codebook: Tensor) -> None:
 
 
 def seen_vectors(z: Tensor, live: Tensor) -> Tensor:
-    """Which vectors ``(N, D)`` may enter a codebook or its statistics: the live ones that are finite."""
+    """Which vectors ``(N, D)`` get an index of their own: the live ones that are finite."""
     z = z.detach()
     return live & z.amax(dim=1).isfinite() & z.amin(dim=1).isfinite()
+
+
+def measurable_vectors(z: Tensor, live: Tensor) -> Tensor:
+    """Which vectors ``(N, D)`` may enter a codebook or its statistics: those whose squared distances are finite too.
+
+    These are at most ``4 D max^2``, from an entry as far away.
+    """
+    z = z.detach()
+    limit = 0.5 * math.sqrt(torch.finfo(z.dtype).max / max(z.shape[1], 1))
+    return live & (z.amax(dim=1) < limit) & (z.amin(dim=1) > -limit)
 
 
 def finite(z: Tensor) -> Tensor:

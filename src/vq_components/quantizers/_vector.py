@@ -12,7 +12,7 @@ from ._base import AbstractQuantizer, QuantizerOutput
 from ._codebook import Codebook
 from ._revival import DeadCodeRevival, check_revival
 from ._statistics import as_entries
-from ._terms import check_entries, finite, mean_square, seen_vectors, usage_terms
+from ._terms import check_entries, finite, mean_square, measurable_vectors, usage_terms
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
 Distance = Literal["euclidean", "cosine"]
@@ -82,14 +82,14 @@ class _CodebookQuantizer(AbstractQuantizer):
             self.embedding.apply_pending_()
 
     def _encode(self, z: Tensor, live: Tensor) -> Tensor:
-        seen = seen_vectors(z, live)
+        seen = measurable_vectors(z, live)
         return self.embedding.look_up(finite(self._compared(z)), seen)
 
     def _decode(self, indices: Tensor) -> Tensor:
         return self._trained(self.embedding.entries(indices))
 
     def _quantize(self, z: Tensor, live: Tensor) -> QuantizerOutput:
-        seen = seen_vectors(z, live)
+        seen = measurable_vectors(z, live)
         z = self._compared(z)
         indices, entries, distances = self.embedding(
             z.detach(), seen, counts=self.training and not self.frozen, apply_first=self._schedule.ties == 0

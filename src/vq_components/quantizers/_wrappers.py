@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from ..functional import straight_through
 from ._base import AbstractQuantizer, QuantizerOutput
 from ._codebook import Codebook
+from ._composite import CompositeQuantizer, StagedQuantizer, check_parts, check_types
 
 
-class ProjectedQuantizer(AbstractQuantizer):
+class ProjectedQuantizer(CompositeQuantizer):
     """Runs a quantizer in a space of another width: ``dim -> quantizer.dim``, ``quantizer.dim_out -> dim``.
 
     ``quantized = W_out q(W_in z + b_in) + b_out``, with the loss, terms and indices of ``q``. A codebook of low width
@@ -40,7 +41,7 @@ class ProjectedQuantizer(AbstractQuantizer):
     _learns_from_output = True
 
     def __init__(self, quantizer: AbstractQuantizer, dim: int, *, channel_dim: int = 1) -> None:
-        _check_types([quantizer], "ProjectedQuantizer")
+        check_types([quantizer], "ProjectedQuantizer")
         super().__init__(
             dim, codebook_size=quantizer.codebook_size, channel_dim=channel_dim, index_shape=quantizer.index_shape
         )
@@ -74,35 +75,7 @@ class ProjectedQuantizer(AbstractQuantizer):
         return F.linear(quantized.to(weight.dtype), weight, self._trained(self.project_out.bias))
 
 
-class _StagedQuantizer(AbstractQuantizer):
-    """What the quantizers with several indices per vector share."""
-
-    def __init__(self, quantizers: Sequence[AbstractQuantizer], *, dim: int, dim_out: int, channel_dim: int) -> None:
-        first = quantizers[0]
-        super().__init__(
-            dim,
-            codebook_size=first.codebook_size,
-            dim_out=dim_out,
-            channel_dim=channel_dim,
-            index_shape=(len(quantizers), *first.index_shape),
-        )
-        self.quantizers: Sequence[AbstractQuantizer] = nn.ModuleList(quantizers)  # type: ignore[assignment]
-
-    @property
-    def codebook(self) -> Tensor:
-        """Does not exist: every part has one of its own.
-
-        Raises:
-            TypeError: always.
-        """
-        # No AttributeError: Module would replace it by one that says that there is no such attribute.
-        raise TypeError(
-            f"{type(self).__name__} has no single codebook. Read those of its parts: "
-            f"[part.codebook for part in quantizer.quantizers]."
-        )
-
-
-class ResidualQuantizer(_StagedQuantizer):
+class ResidualQuantizer(StagedQuantizer):
     """Quantizes what the stages before have left over, so that their entries add up.
 
     ``r_1 = z``, ``e_q = quantizer_q(r_q)``, ``r_{q+1} = r_q - sg[e_q]``, ``quantized = e_1 + ... + e_Q``: the residual
@@ -146,7 +119,7 @@ class ResidualQuantizer(_StagedQuantizer):
     """
 
     def __init__(self, quantizers: Sequence[AbstractQuantizer], *, dropout: float = 0.0, channel_dim: int = 1) -> None:
-        _check_parts(quantizers, "ResidualQuantizer")
+        check_parts(quantizers, "ResidualQuantizer")
         if any(stage.dim != quantizers[0].dim or stage.dim_out != stage.dim for stage in quantizers):
             raise ValueError(
                 f"ResidualQuantizer needs stages of one width, in and out, but got "
@@ -210,7 +183,7 @@ class ResidualQuantizer(_StagedQuantizer):
         return (number <= last) | (torch.rand((), device=device) >= self.dropout)
 
 
-class GroupedQuantizer(_StagedQuantizer):
+class GroupedQuantizer(StagedQuantizer):
     """Splits the channels into groups and gives each to a quantizer of its own.
 
     ``z = (z_1, ..., z_G)``, ``quantized = (quantizer_1(z_1), ..., quantizer_G(z_G))``: product quantization, Jégou et
@@ -241,7 +214,7 @@ class GroupedQuantizer(_StagedQuantizer):
     _part_name = "group"
 
     def __init__(self, quantizers: Sequence[AbstractQuantizer], *, channel_dim: int = 1) -> None:
-        _check_parts(quantizers, "GroupedQuantizer")
+        check_parts(quantizers, "GroupedQuantizer")
         dim, dim_out = sum(part.dim for part in quantizers), sum(part.dim_out for part in quantizers)
         super().__init__(quantizers, dim=dim, dim_out=dim_out, channel_dim=channel_dim)
 
@@ -263,28 +236,6 @@ class GroupedQuantizer(_StagedQuantizer):
 
     def _split(self, z: Tensor) -> Sequence[Tensor]:
         return torch.split(z, [part.dim for part in self.quantizers], dim=1)
-
-
-def _check_parts(quantizers: Sequence[AbstractQuantizer], name: str) -> None:
-    if isinstance(quantizers, AbstractQuantizer):
-        raise TypeError(f"{name} takes a sequence of quantizers, but got one. Pass a list of them.")
-    _check_types(quantizers, name)
-    if not quantizers:
-        raise ValueError(f"{name} needs at least one quantizer, but got none.")
-    if len({id(part) for part in quantizers}) < len(quantizers):
-        raise ValueError(f"{name} needs distinct quantizers, but got one of them twice. Build each on its own.")
-    shapes = [(part.codebook_size, part.index_shape) for part in quantizers]
-    if any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"{name} needs quantizers of one codebook_size and index_shape, but got {shapes}.")
-
-
-def _check_types(quantizers: Sequence[AbstractQuantizer], name: str) -> None:
-    for part in quantizers:
-        if not isinstance(part, AbstractQuantizer):
-            came = f"the class {part.__name__}" if isinstance(part, type) else type(part).__name__
-            raise TypeError(
-                f"{name} takes quantizers, but got {came}. Pass one, built, such as VectorQuantizer(512, 8)."
-            )
 
 
 def _common_keys(outputs: Sequence[QuantizerOutput]) -> list[str]:

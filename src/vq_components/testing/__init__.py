@@ -128,6 +128,7 @@ from ._public import parametrize_with_checks as parametrize_with_checks
 from ._public import traits_of as traits_of
 from ._quantizer_accidents import check_broken_entry as check_broken_entry
 from ._quantizer_accidents import check_codebook_moves_before_backward as check_codebook_moves_before_backward
+from ._quantizer_accidents import check_huge_vector as check_huge_vector
 from ._quantizer_accidents import check_not_finite as check_not_finite
 from ._quantizer_adapters import QuantizerAdapter as QuantizerAdapter
 from ._quantizer_adapters import QuantizerResult as QuantizerResult
@@ -171,6 +172,7 @@ from ._quantizer_refusals import check_refuses_indices as check_refuses_indices
 from ._quantizer_refusals import check_refuses_inputs as check_refuses_inputs
 from ._quantizer_refusals import check_refuses_revivals as check_refuses_revivals
 from ._quantizer_revival import check_revival as check_revival
+from ._quantizer_revival import check_revival_of_parts as check_revival_of_parts
 from ._quantizer_revival import check_revival_prefers_errors as check_revival_prefers_errors
 from ._quantizer_revival import check_updates_leave_live_entries as check_updates_leave_live_entries
 from ._quantizer_settings import check_noise as check_noise

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._compare import backward, clone, gap
+from ._compare import backward, clone, floating_state, gap
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_setter
 from ._quantizer_updates import _can_be_set
 from ._report import require
@@ -33,6 +33,32 @@ def check_broken_entry(subject: QuantizerSubject) -> None:
             entries[3, -1] = bad
             differ = int((subject.call_copy(module, z).indices != expected).sum())
             require(differ == 0, f"an entry with {bad}: {differ} of {expected.numel()} indices change")
+
+
+@QUANTIZER.check(
+    rule="a vector that is finite, but too large to be squared, enters no statistics and no codebook",
+    cause="a test for NaN and infinity alone: the distance overflows, and averages of it never come back",
+    applies=lambda subject: subject.traits.strict and _can_be_set(subject),
+)
+def check_huge_vector(subject: QuantizerSubject) -> None:
+    """Guards averages and entries against one overflow in mixed precision.
+
+    Fails it::
+
+        seen = z.isfinite().all(dim=1)
+    """
+    module = subject.started()
+    for size in (3e19, -1e30, 3e38):
+        vectors = subject.vectors(subject.input(64)).clone()
+        vectors[3] = size
+        loss = float(subject.call(module, subject.from_vectors(vectors)).loss.detach())
+        require(not math.isfinite(loss), f"one vector of {size}: the loss is {loss:.6g}, which hides it")
+        subject.update(module)
+        state = floating_state(module)
+        bad = [name for name, value in state.items() if bool(value.isnan().any())]
+        require(not bad, f"after a vector of {size}: NaN in {', '.join(bad)}")
+        largest = float(subject.codebook(module).abs().max())
+        require(largest < 1e6, f"after a vector of {size}, an entry has values up to {largest:.3g}")
 
 
 @QUANTIZER.check(

@@ -177,7 +177,9 @@ def _own_traits(module: Any, base: dict[str, Any], *, has_codebook: bool) -> Qua
         "batched_loss": not any(hasattr(part, "diversity_weight") for part in module.modules()),  # of the batch
     }
     state = getattr(module, "embedding", module)
-    if not (has_codebook and hasattr(module, "revival")):  # not one of the two that look up free vectors
+    if not (
+        has_codebook and hasattr(module, "embedding") and hasattr(module, "revival")
+    ):  # not one of the two that look up free vectors
         learns_from_output = any(getattr(part, "_learns_from_output", False) for part in module.modules())
         return QuantizerTraits(
             **common, composite=not has_codebook, estimator="other", trains_codebook=learns_from_output, learns=False

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ._compare import differ, modes_of, require_modes, state_difference, state_of, use_of
 from ._processes import can_run_two, in_two_processes
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_revival
 from ._report import refused, require
 
 
@@ -91,7 +91,7 @@ def check_health_counts(subject: QuantizerSubject) -> None:
         and has_codebook(subject)
         and not subject.traits.composite
         and subject.traits.distance is not None
-        and hasattr(subject.fresh(), "revival")
+        and has_revival(subject)
     ),
 )
 def check_health_measures(subject: QuantizerSubject) -> None:

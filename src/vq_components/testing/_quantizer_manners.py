@@ -128,6 +128,22 @@ def check_settings_of_torch(subject: QuantizerSubject) -> None:
         torch.set_float32_matmul_precision(precision)
     changed = [f"{name}: {before[name]} -> {now}" for name, now in after.items() if now != before[name]]
     require(not changed, "; ".join(changed))
+    if subject.traits.strict and hasattr(torch.backends, "fp32_precision"):
+        _check_inherited_precision(subject, module)
+
+
+def _check_inherited_precision(subject: QuantizerSubject, module: Any) -> None:
+    """A precision that is inherited from the setting above follows it afterwards as well."""
+    backends: Any = torch.backends
+    saved = backends.fp32_precision
+    try:
+        backends.fp32_precision = "tf32"
+        subject.call(module, subject.input(16))
+        backends.fp32_precision = "ieee"
+        found = backends.mkldnn.matmul.fp32_precision
+    finally:
+        backends.fp32_precision = saved
+    require(found == "ieee", f"the precision of all products is set to ieee afterwards, and that of matmul is {found}")
 
 
 @QUANTIZER.check(

@@ -14,7 +14,7 @@ from ._report import require
 
 
 def _revives(subject: QuantizerSubject) -> bool:
-    return _can_be_set(subject) and getattr(subject.fresh(), "revival", None) is not None
+    return _can_be_set(subject) and subject.fresh().revival is not None
 
 
 @QUANTIZER.check(
@@ -88,6 +88,34 @@ def check_revival(subject: QuantizerSubject) -> None:
     if subject.traits.strict:
         _check_rare_but_far(subject, entries, due)
         _check_forgets_candidates(subject)
+
+
+@QUANTIZER.check(
+    rule="the revival of a composite is that of the quantizers inside: None stops them all",
+    cause="an attribute that is set on the whole and read by nobody",
+    applies=lambda subject: subject.traits.strict and bool(_reviving_parts(subject.fresh())),
+)
+def check_revival_of_parts(subject: QuantizerSubject) -> None:
+    """Guards the last tenth of a training, in which revival is switched off by one line.
+
+    Fails it::
+
+        quantizer.revival = None  # of a module that has no such property
+    """
+    module = subject.fresh()
+    parts = _reviving_parts(module)
+    other = dataclasses.replace(parts[0].revival, threshold=0.25)
+    for settings in (other, None, other):
+        module.revival = settings
+        left = [part.revival for part in parts if part.revival != settings]
+        require(not left, f"revival = {settings}: {len(left)} of {len(parts)} parts have {left[:1]}")
+        require(module.revival == settings, f"revival = {settings}, but it reads {module.revival}")
+
+
+def _reviving_parts(module: Any) -> list[Any]:
+    """Quantizers inside which revive their own entries."""
+    inside = [part for part in module.modules() if part is not module and hasattr(part, "embedding")]
+    return [part for part in inside if getattr(part, "revival", None) is not None]
 
 
 def _check_rarely_used(subject: QuantizerSubject, entries: Tensor, due: int) -> None:

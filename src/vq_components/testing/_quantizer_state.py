@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ._compare import gap, importable, state_difference, state_of
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_encode
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_encode, has_revival, has_setter
 from ._report import require
 
 
@@ -122,9 +122,7 @@ def check_state_dict(subject: QuantizerSubject) -> None:
     rule="a file with the entries alone is a codebook that has started: it goes on as after set_codebook_",
     cause="a flag that the file lacks, so that the next training batch overwrites what was loaded",
     applies=lambda subject: (
-        subject.traits.strict
-        and has_codebook(subject)
-        and all(hasattr(subject.fresh(), name) for name in ("set_codebook_", "revival"))
+        subject.traits.strict and has_codebook(subject) and has_setter(subject) and has_revival(subject)
     ),
 )
 def check_codebook_file(subject: QuantizerSubject) -> None:
@@ -209,7 +207,7 @@ def _check_twins(subject: QuantizerSubject, module: Any, other: Any, name: str) 
 @QUANTIZER.check(
     rule="the codebook keeps its float32 under .half() and .bfloat16(), and the module works there",
     cause="averages in half precision, which stop at 2^-8 of their value",
-    applies=lambda subject: subject.traits.strict and hasattr(subject.fresh(), "revival"),
+    applies=lambda subject: subject.traits.strict and has_revival(subject),
 )
 def check_half_module(subject: QuantizerSubject) -> None:
     """Guards the codebook inside a model that is converted to half precision.

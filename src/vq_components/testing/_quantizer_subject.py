@@ -236,6 +236,12 @@ def has_setter(subject: QuantizerSubject) -> bool:
     return has_codebook(subject) and hasattr(subject.fresh(), "set_codebook_")
 
 
+def has_revival(subject: QuantizerSubject) -> bool:
+    """Whether it has entries of its own that can be revived, not those of quantizers inside of it."""
+    module = subject.fresh()
+    return hasattr(module, "embedding") and hasattr(module, "revival")
+
+
 def has_decode(subject: QuantizerSubject) -> bool:
     """Whether its indices can be turned into vectors."""
     return subject.adapter.decode is not None

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ._compare import clone, differ, floating_state, importable, state_difference
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_revival
 from ._report import require
 
 
 def _two_phase(subject: QuantizerSubject) -> bool:
-    return subject.traits.two_phase and has_codebook(subject) and hasattr(subject.fresh(), "revival")
+    return subject.traits.two_phase and has_codebook(subject) and has_revival(subject)
 
 
 def _can_be_set(subject: QuantizerSubject) -> bool:
