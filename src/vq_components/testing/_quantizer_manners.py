@@ -135,14 +135,15 @@ def check_settings_of_torch(subject: QuantizerSubject) -> None:
 def _check_inherited_precision(subject: QuantizerSubject, module: Any) -> None:
     """A precision that is inherited from the setting above follows it afterwards as well."""
     backends: Any = torch.backends
-    saved = backends.fp32_precision
+    saved, own = backends.fp32_precision, backends.mkldnn.matmul.fp32_precision
     try:
+        backends.mkldnn.matmul.fp32_precision = "none"  # it inherits
         backends.fp32_precision = "tf32"
         subject.call(module, subject.input(16))
         backends.fp32_precision = "ieee"
         found = backends.mkldnn.matmul.fp32_precision
     finally:
-        backends.fp32_precision = saved
+        backends.fp32_precision, backends.mkldnn.matmul.fp32_precision = saved, own
     require(found == "ieee", f"the precision of all products is set to ieee afterwards, and that of matmul is {found}")
 
 

@@ -296,6 +296,5 @@ MUTANTS = [
     ('guided halves get interleaved tokens', GENERATE,
      'tokens.repeat(repeats)',
      'tokens.repeat_interleave(repeats)'),
-    ("the half without conditions never sees the sampled tokens", "prior/_generate.py",
-     "sequence[:, known + step] = tokens.repeat(repeats)", "sequence[:batch, known + step] = tokens"),
+    ("free half sees no samples", GENERATE, "sequence[:, known + step] = tokens.repeat(repeats)", "sequence[:batch, known + step] = tokens"),
 ]
