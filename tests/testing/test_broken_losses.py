@@ -176,6 +176,45 @@ def test_a_loss_without_an_adaptive_weight_raises_no_alarm():
     )
 
 
+class Drawing(nn.Module):
+    """A discriminator with a frozen part, spectral normalization, and random brightness."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 8, 4, 2).requires_grad_(False)
+        self.head = nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 1, 3))
+
+    def forward(self, x):
+        return self.head(F.leaky_relu(self.backbone(x + 0.3 * torch.randn(len(x), 1, 1, 1))))
+
+
+def test_a_discriminator_that_draws_raises_no_alarm():
+    torch.manual_seed(0)
+    loss = Unscaled()
+    loss.discriminator = Drawing()
+    traits = dataclasses.replace(DECLARED, stochastic=True)
+    report = testing.check_loss(loss, adapter=ADAPTER, traits=traits)
+    assert "check_generator_leaves_discriminator" in report.passed
+    assert "check_repeatable" not in report.passed
+
+
+def test_a_frozen_part_of_the_discriminator_raises_no_alarm():
+    torch.manual_seed(0)
+    loss = Unscaled()
+    loss.discriminator[0].requires_grad_(False)
+    testing.check_loss(loss, adapter=ADAPTER, traits=DECLARED)
+
+
+def test_terms_of_others_are_their_own():
+    class Weighted(Unscaled):
+        def forward(self, *args, **options):
+            loss, _ = super().forward(*args, **options)
+            return loss, {"loss": 2 * loss.item(), "discriminator": -1.0, "logits_real": torch.zeros(3)}
+
+    torch.manual_seed(0)
+    testing.check_loss(Weighted(), adapter=ADAPTER, traits=DECLARED)
+
+
 @pytest.mark.parametrize("what", UNSCALED)
 def test_a_loss_without_an_adaptive_weight_is_compared(what):
     torch.manual_seed(0)

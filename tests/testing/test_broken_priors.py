@@ -79,7 +79,7 @@ def test_an_order_that_goes_by_columns_is_seen():
 @pytest.mark.parametrize(
     ("traits", "measured"),
     [
-        ({"vocab_size": 9}, r"tokens \(2, 6\) in \[0, 9\): raised ValueError"),
+        ({"vocab_size": 900}, r"tokens \(2, 6\) in \[0, 900\): raised ValueError"),
         ({"vocab_size": 5}, r"logits are torch\.float32 \(2, 6, 7\), not \(2, 6, 5\)"),
         ({"length": 7}, "raised ValueError"),
     ],

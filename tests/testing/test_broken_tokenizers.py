@@ -89,6 +89,30 @@ def test_an_encoder_that_is_frozen_raises_no_alarm():
     testing.check_tokenizer_gradients(model, traits=TRAITS)
 
 
+@pytest.mark.parametrize("loss", [None, 0.0, 1])
+def test_a_loss_may_be_no_tensor(loss):
+    adapter = TokenizerAdapter(forward=lambda module, images: (*module(images)[:2], loss))
+    testing.check_token_grid(Plain(), traits=TRAITS, adapter=adapter)
+
+
+def test_more_pixels_in_a_token_than_in_the_image_below_it_are_no_size():
+    model = type("Large", (Plain,), {})()
+    model.down = nn.Sequential(
+        nn.Conv2d(3, 8, 32, 32), nn.InstanceNorm2d(8, track_running_stats=True), nn.Conv2d(8, 4, 1)
+    )
+    model.up = nn.ConvTranspose2d(4, 3, 32, 32)
+    traits = dataclasses.replace(TRAITS, factor=32, image_shape=(3, 32, 64))
+    testing.check_token_grid(model, traits=traits)
+    testing.check_encode_is_pure(model, traits=traits)
+
+
+def test_an_encoder_without_a_graph_raises_no_alarm():
+    torch.manual_seed(0)
+    model = type("TwoStage", (Plain,), {"latents": torch.no_grad()(lambda self, images: self.down(images))})()
+    model.down.requires_grad_(False)
+    testing.check_tokenizer_gradients(model, traits=TRAITS)
+
+
 @pytest.mark.parametrize(
     ("adapter", "measured"),
     [
@@ -97,7 +121,7 @@ def test_an_encoder_that_is_frozen_raises_no_alarm():
             {"forward": lambda module, images: module(images)[0]},
             "forward gives 2 values",
         ),
-        ({"forward": lambda module, images: (*module(images)[:2], 0.5)}, "loss: float, not a tensor of floating"),
+        ({"forward": lambda module, images: (*module(images)[:2], images)}, r"the loss has shape \(2, 3, 32, 32\)"),
         (
             {"forward": lambda module, images: module(images)[::-1]},
             r"reconstructions: torch\.float32 \(\), not a ten",

@@ -49,6 +49,22 @@ def floating_state(module: Any) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state_of(module).items() if tensor.is_floating_point()}
 
 
+def counted_by_norms(module: nn.Module) -> set[str]:
+    """Names of the state that normalizations change in each training forward: averages, and power iterations."""
+    norms = [name for name, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._NormBase)]
+    counted = {f"{norm}.{name}" for norm in norms for name in ("running_mean", "running_var", "num_batches_tracked")}
+    return counted | power_iterations(module)
+
+
+def power_iterations(module: nn.Module) -> set[str]:
+    """Names of the vectors of spectral normalizations, old and new."""
+    names = [name for name, _ in module.named_buffers()]
+    old = {
+        name for name in names if name.endswith(("_u", "_v")) and f"{name[:-2]}_orig" in dict(module.named_parameters())
+    }
+    return old | {name for name in names if ".parametrizations." in f".{name}" and name.endswith(("._u", "._v"))}
+
+
 def state_difference(
     actual: dict[str, Tensor], expected: dict[str, Tensor], *, rtol: float = 0.0, atol: float = 0.0
 ) -> str:

@@ -21,7 +21,10 @@ class LossTraits:
         disc_start: first step in which the discriminator learns.
         gen_start: first step in which the generator follows it.
         gen_ramp: number of steps in which the adversarial term grows to its full weight; 0 for none.
-        disc_loss: the pair of adversarial losses.
+        disc_loss: the pair of adversarial losses. The discriminator's is ``"hinge"``, half of ``mean(relu(1 - real)) +
+            mean(relu(1 + fake))``, or with softplus of ``-real`` and ``fake`` in place of both; the generator's is
+            ``-mean(fake)`` for ``"hinge"`` and ``"vanilla"``, ``mean(softplus(-fake))`` for ``"non_saturating"``. None
+            for any other, also for one with a penalty.
         weights: names of attributes that must have an effect on the loss when they change.
         pixel: weight of the mean absolute difference.
         perceptual: weight of the perceptual distance.
@@ -34,6 +37,8 @@ class LossTraits:
         adaptive_weight: a function of ``(reconstruction_loss, generator_loss, last_layer)`` to check as well.
         adversarial_losses: the pair of ``disc_loss`` as functions to check as well: the discriminator's of
             ``logits_real=`` and ``logits_fake=``, and the generator's of ``logits_fake=``.
+        stochastic: whether it draws, or its discriminator looks at the batch as a whole: random augmentation, dropout,
+            a gradient penalty at random places, deviations over the batch. Its numbers are not compared then.
         patch_gan: what its discriminator is, if that has the original's parameter names.
         build_discriminator: a constructor ``(input_nc, ndf, n_layers, use_actnorm=)`` of it, to check as well.
         build_perceptual: a constructor ``(net, weights=)`` of LPIPS, to check as well.
@@ -59,6 +64,7 @@ class LossTraits:
     max_weight: float = 1e4
     adaptive_weight: Callable[..., Tensor] | None = None
     adversarial_losses: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
+    stochastic: bool = False
     patch_gan: PatchGAN | None = None
     build_discriminator: Callable[..., nn.Module] | None = None
     build_perceptual: Callable[..., nn.Module] | None = None
@@ -91,7 +97,7 @@ class LossAdapter:
         generator: ``(module, scene, step) -> (loss, terms)``.
         discriminator: ``(module, scene, step) -> (loss, terms)``.
         network: ``(module) -> the discriminator's module``.
-        perceptual: ``(module) -> the perceptual module or None``.
+        perceptual: ``(module) -> the perceptual module or None``, which is called with images and reconstructions.
         traits: ``(module) -> LossTraits``, used where none are given.
         log: ``(module, scene, step, optimizer_idx, split) -> (loss, log)``, the original's call with its log.
     """

@@ -29,6 +29,9 @@ def check_loss_call(loss: LossSubject) -> None:
     module, scene = loss.fresh(), loss.scene()
     network = _answer("network", partial(loss.adapter.network, module))
     require(isinstance(network, nn.Module), f"the adapter's network gives {type(network).__name__}, no module")
+    logits = _answer("network, called with images,", partial(network, loss.with_condition(scene.images, scene)))
+    what = "not one tensor of logits: wrap it in a module that joins them"
+    require(isinstance(logits, Tensor), f"the discriminator gives {type(logits).__name__}, {what}")
     for name, call in (("generator", loss.generator), ("discriminator", loss.discriminator)):
         answer = _answer(name, partial(call, module, scene, loss.full))
         pair = isinstance(answer, tuple) and len(answer) == 2
@@ -67,7 +70,9 @@ def check_quantizer_loss_counts(loss: LossSubject) -> None:
 
 @LOSS.check(
     rule="losses are means over images: a batch that is repeated gives the same numbers",
-    cause="a sum over the batch, or a product with its size: the learning rate then depends on it",
+    cause="a sum over the batch, or a product with its size: the learning rate then depends on it. Declare "
+    "stochastic=True if it draws, or looks at the batch as a whole",
+    applies=lambda subject: not subject.traits.stochastic,
     rank=BASIC,
 )
 def check_loss_of_repeated_images(loss: LossSubject) -> None:

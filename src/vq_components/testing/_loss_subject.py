@@ -115,6 +115,8 @@ class LossSubject:
     def declares_all(self) -> bool:
         """Whether the loss can be computed from what is declared."""
         t = self.traits
+        if t.stochastic:
+            return False
         delta = t.delta if t.adaptive else 0.0
         return None not in (t.disc_loss, t.pixel, t.perceptual, t.adversarial, t.factor, t.codebook, delta)
 

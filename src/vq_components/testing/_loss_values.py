@@ -44,6 +44,7 @@ def check_finite(loss: LossSubject) -> None:
 @LOSS.check(
     rule="eval() changes no value and no gradient, as long as autograd is on",
     cause="an adaptive weight that is 0 in evaluation, or a perceptual network with dropout",
+    applies=lambda subject: not subject.traits.stochastic,
 )
 def check_eval_equals_train(loss: LossSubject) -> None:
     """Guards validation losses: they are comparable to training ones. The discriminator's own mode is left out.
@@ -71,6 +72,7 @@ def check_eval_equals_train(loss: LossSubject) -> None:
 @LOSS.check(
     rule="a pass that is repeated gives the same numbers",
     cause="a forward that counts steps, changes statistics or drops out",
+    applies=lambda subject: not subject.traits.stochastic,
 )
 def check_repeatable(loss: LossSubject) -> None:
     """Guards against hidden state.
@@ -105,7 +107,7 @@ def check_generator_values(loss: LossSubject) -> None:
         for step in _steps(loss):
             expected = loss.expected_generator(module, scene, step)
             value, terms = loss.generator(module, scene, step)
-            _compare(loss, {"loss": value, **terms}, expected, f"step {step}", strict=loss.traits.strict)
+            _compare(loss, value, terms, expected, f"step {step}")
 
 
 @LOSS.check(
@@ -139,7 +141,7 @@ def check_generator_gradients(loss: LossSubject) -> None:
 @LOSS.check(
     rule="the discriminator's loss, its terms and its gradients are those of the declared pair",
     cause="a margin or a sign of the hinge, a missing half, or real and fake swapped",
-    applies=lambda subject: subject.traits.disc_loss is not None,
+    applies=lambda subject: subject.traits.disc_loss is not None and not subject.traits.stochastic,
     needs="disc_loss=, and factor= if the scale of the loss is to be compared as well",
 )
 def check_discriminator_values(loss: LossSubject) -> None:
@@ -157,20 +159,24 @@ def check_discriminator_values(loss: LossSubject) -> None:
     if factor is None:  # any scale
         factor = float((value / expected["discriminator"]).detach())
     expected["loss"] = factor * expected["discriminator"]
-    _compare(loss, {"loss": value, **terms}, expected, "discriminator", strict=loss.traits.strict)
+    _compare(loss, value, terms, expected, "discriminator")
     backward(value.reshape(()))
     backward(expected["loss"])
     pairs = zip(loss.adapter.network(module).named_parameters(), network.parameters(), strict=True)
     for (name, actual), wanted in pairs:
+        if actual.grad is None and wanted.grad is None:
+            continue  # frozen
         text = "none" if actual.grad is None or wanted.grad is None else loss.differ(actual.grad, wanted.grad)
         require(not text, f"gradient at {name}: {text}")
 
 
 def _compare(
-    subject: LossSubject, actual: dict[str, Tensor], expected: dict[str, Tensor], where: str, *, strict: bool
+    subject: LossSubject, value: Tensor, terms: dict[str, Tensor], expected: dict[str, Tensor], where: str
 ) -> None:
+    """The loss, and if strict its terms: others log what they like under these names."""
+    actual = {**terms, "loss": value} if subject.traits.strict else {"loss": value}
     for name, wanted in expected.items():
-        if name not in actual and not strict:
+        if name not in actual and not subject.traits.strict:
             continue
         require(name in actual, f"{where}: there is no {name} among {', '.join(actual)}")
         found, wanted = actual[name].detach().reshape(()), wanted.detach()

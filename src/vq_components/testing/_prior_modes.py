@@ -30,18 +30,20 @@ def check_sampling_restores(prior: PriorSubject) -> None:
     """
     module, prompt, values = prior.excited(), prompt_of(prior, 3), prior.values(3)
     _set_modes(prior, module, prompt, values, [True])
+    prior.logits(module, prior.tokens(3), values)  # masks and tables of positions are made when they are needed
     before, modes = state_of(module), modes_of(module)
     keys, random = list(module.state_dict()), torch.get_rng_state()
     trained = [p.requires_grad for p in module.parameters()]
     grads: list[bool] = []
-    handle = next(module.children()).register_forward_hook(lambda *_: grads.append(torch.is_grad_enabled()))
+    handle = next(module.children(), module).register_forward_hook(lambda *_: grads.append(torch.is_grad_enabled()))
     prior.generate(module, prompt, 1, values)
     handle.remove()
     require(not any(grads), "the model runs with autograd on: every token's graph is kept")
     greedy = [prior.generate(module, prompt, 2, values, temperature=0.0) for _ in range(2)]
     require_modes(module, modes, "after sampling")
     require(list(module.state_dict()) == keys, "the state has other keys")
-    require(not state_difference(state_of(module), before), "the state changed")
+    text = state_difference(state_of(module), before)
+    require(not text, f"the state changed: {text}")
     require(trained == [p.requires_grad for p in module.parameters()], "parameters were left frozen")
     require(torch.equal(*greedy), "two greedy samples differ: dropout was on")
     require(not greedy[0].requires_grad and torch.is_grad_enabled(), "autograd was left on or off")

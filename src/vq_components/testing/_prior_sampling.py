@@ -1,6 +1,7 @@
 """Checks of a prior's sampling: by its own logits, and laws of large numbers."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,11 +39,12 @@ def filtered(logits: Tensor, settings: dict[str, Any]) -> Tensor:
 
 
 def check_frequencies(tokens: Tensor, probability: Tensor, where: str) -> None:
-    """Raises unless tokens ``(N,)`` occur as often as they should, within five standard deviations."""
+    """Raises unless tokens ``(N,)`` occur as often as they should, within five standard deviations and a few."""
     share = torch.bincount(tokens, minlength=len(probability)).double() / len(tokens)
     ruled_out = (probability == 0) & (share > 0)
     require(not bool(ruled_out.any()), f"{where}: tokens {ruled_out.nonzero()[:5, 0].tolist()} should be ruled out")
-    limit = 5 * (probability * (1 - probability) / len(tokens)).sqrt() + 2 / len(tokens)
+    few = 2 + math.log10(len(probability))  # of rare ones, one is sure to come several times if they are many
+    limit = 5 * (probability * (1 - probability) / len(tokens)).sqrt() + few / len(tokens)
     far = ((share - probability).abs() - limit).argmax()
     numbers = f"token {int(far)} has a share of {float(share[far]):.4f} instead of {float(probability[far]):.4f}"
     require(bool(((share - probability).abs() <= limit).all()), f"{where}: {numbers}")

@@ -61,11 +61,12 @@ def check_freeze(subject: QuantizerSubject) -> None:
         named = _train(subject, module.eval(), subject.input(64).requires_grad_())
         require(not subject.traits.strict or not named, f"{stage}: gradients in evaluation at {', '.join(named[:5])}")
         module.train().unfreeze()
-        named = _train(subject, module, subject.input(64).requires_grad_())
+        batch = subject.input(64)  # the same for both: which candidates win is a matter of the batch
+        named = _train(subject, module, batch.clone().requires_grad_())
         moved = {*named, *_changed(module, before)}
         require(bool(moved) or not subject.traits.learns, f"{stage}: after unfreeze() nothing learns")
         if subject.traits.strict and not subject.traits.stochastic:
-            named = _train(subject, free.train(), subject.input(64).requires_grad_())
+            named = _train(subject, free.train(), batch.clone().requires_grad_())
             rest = sorted({*named, *_changed(free, before)} - moved)
             require(not rest, f"{stage}: after unfreeze() still at rest: {', '.join(rest[:5])}")
 

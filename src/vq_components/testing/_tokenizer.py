@@ -1,7 +1,8 @@
 """A tokenizer under test, and its checks."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,12 +53,12 @@ class TokenizerAdapter:
     """Functions that say how a tokenizer is used.
 
     Args:
-        forward: ``(module, images) -> (reconstructions, indices, loss)``.
+        forward: ``(module, images) -> (reconstructions, indices, loss)``; a loss of None is 0.
         encode: ``(module, images) -> indices``.
         decode: ``(module, indices) -> images``.
     """
 
-    forward: Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor]]
+    forward: Callable[[Any, Tensor], tuple[Any, ...]]
     encode: Callable[[Any, Tensor], Tensor] = lambda module, images: module.encode(images)
     decode: Callable[[Any, Tensor], Tensor] = lambda module, indices: module.decode(indices)
 
@@ -65,6 +66,14 @@ class TokenizerAdapter:
 def _forward(module: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     reconstructions, indices, loss, *_ = module(images)
     return reconstructions, indices, loss
+
+
+def _with_tensor(forward: Callable[[Any, Tensor], tuple[Any, ...]], module: Any, images: Tensor) -> tuple[Any, ...]:
+    """Its answer, with the loss as a tensor."""
+    answer = tuple(forward(module, images))
+    if len(answer) == 3 and not isinstance(answer[2], Tensor):
+        return (*answer[:2], torch.tensor(float(answer[2] or 0)))
+    return answer
 
 
 def _diffusers_indices(module: Any, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,7 +131,8 @@ class TokenizerSubject:
         self._source = model
         self.traits = traits
         self.name = name or type(model).__name__
-        self.adapter = TokenizerAdapter(forward=_forward) if adapter is None else adapter
+        adapter = TokenizerAdapter(forward=_forward) if adapter is None else adapter
+        self.adapter = replace(adapter, forward=partial(_with_tensor, adapter.forward))
         self.expected_failures = dict(expected_failures or {})
 
     def images(self, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
