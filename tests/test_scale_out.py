@@ -16,7 +16,7 @@ from torch import nn
 from vq_components import DeadCodeRevival, Decoder, EMAVectorQuantizer, Encoder, VectorQuantizer, VQModel
 
 try:
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 except ImportError:  # torch 2.5
     fully_shard = None
 
@@ -107,6 +107,8 @@ def run_sharded(kind):
         codebook.register_hook(average)
     else:
         fully_shard(model, mesh=mesh)
+    for method in ("encode", "decode"):
+        register_fsdp_forward_method(model, method)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     model.update_after(optimizer)
     images = torch.rand(2, 4, 3, 8, 8)[dist.get_rank()] * 2 - 1
@@ -120,7 +122,10 @@ def run_sharded(kind):
         losses.append(loss.detach())
     sharded = sum(hasattr(parameter, "full_tensor") for parameter in model.parameters())
     state = {name: tensor.clone() for name, tensor in model.quantize.state_dict().items()}
-    return {"losses": torch.stack(losses), "sharded": sharded, "state": state}
+    tokens = model.eval().encode(images)  # right after a training step, and so is decode
+    decoded, out = model.decode(tokens), model(images)
+    same = torch.equal(tokens, out.indices) and torch.allclose(decoded, out.reconstructions, atol=1e-5)
+    return {"losses": torch.stack(losses), "sharded": sharded, "state": state, "same": same}
 
 
 def refuse_sharded(*, lazy):
@@ -204,6 +209,7 @@ def test_a_sharded_model_trains_with_one_codebook(sharded, kind):
     for results in (first, second):
         assert results["losses"][-1] < 0.8 * results["losses"][0]
         assert results["sharded"] > 10
+        assert results["same"]
     assert first["losses"][0] != second["losses"][0]  # they have seen different images
     assert not {name for name, tensor in first["state"].items() if not torch.equal(tensor, second["state"][name])}
     assert first["state"]["embedding.updates"] == 8
@@ -213,7 +219,7 @@ def test_a_sharded_model_trains_with_one_codebook(sharded, kind):
 def test_a_sharded_codebook_is_refused(sharded, place):
     message = (
         "A codebook that trains must be whole on every process, but its entries are sharded. Keep them out: "
-        "fully_shard(model, ignored_params={quantizer.codebook}), and average their gradient over the "
+        "fully_shard(model, ignored_params={quantizer.embedding.weight}), and average their gradient over the "
         "processes yourself; or use EMAVectorQuantizer, whose entries are a buffer and are never sharded."
     )
     assert [results[f"refused {place}"] for results in sharded] == [message, message]

@@ -10,7 +10,8 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     """Index of the codebook entry nearest to each vector, by Euclidean distance.
 
     ``argmin_k |z - e_k|^2``, computed as ``argmax_k (z . e_k - |e_k|^2 / 2)``: ``|z|^2`` is the same for all entries,
-    and adding it would cost the precision that tells close entries apart. The scores are made in tiles, so that no
+    and adding it would cost the precision that tells close entries apart. For the same reason both are moved by the
+    mean entry where that is far off, more than four times the entries' spread. The scores are made in tiles, so that no
     ``N x K`` matrix ever exists. Autocast and reduced-precision matrix products do not apply inside. A program made by
     ``torch.export`` has plain operations instead, over 4096 entries at a time, in the precision of where it runs.
 

@@ -193,7 +193,7 @@ class Codebook(nn.Module):
         if self._was_sharded or _distributed.is_sharded(self.weight):
             raise TypeError(
                 "A codebook that trains must be whole on every process, but its entries are sharded. Keep them out: "
-                "fully_shard(model, ignored_params={quantizer.codebook}), and average their gradient over the "
+                "fully_shard(model, ignored_params={quantizer.embedding.weight}), and average their gradient over the "
                 "processes yourself; or use EMAVectorQuantizer, whose entries are a buffer and are never sharded."
             )
 
