@@ -39,8 +39,10 @@ class VQModel(nn.Module):
 
     Raises:
         ValueError: from the constructor, if the number of channels is not known or contradicts a network's own, or if
-            the quantizer has its channels elsewhere; from a call, if images are not ``(B, C, H, W)``.
-        TypeError: from the constructor, if ``quantizer`` is none; from a call, if images are no floating point tensor.
+            the quantizer has its channels elsewhere; from a call, if images are not ``(B, C, H, W)`` or a mask does not
+            have the latents' shape ``(B, h, w)``.
+        TypeError: from the constructor, if ``quantizer`` is none; from a call, if images are no floating point tensor
+            or a mask is not bool.
 
     References:
         Esser, Rombach, Ommer (2021), "Taming Transformers for High-Resolution Image Synthesis". Their E is ``encoder``
@@ -79,9 +81,13 @@ class VQModel(nn.Module):
         self.quant_conv = nn.Conv2d(_latent_channels(encoder, "encoder", z_channels), quantizer.dim, 1)
         self.post_quant_conv = nn.Conv2d(quantizer.dim_out, _latent_channels(decoder, "decoder", z_channels), 1)
 
-    def forward(self, images: Tensor) -> VQModelOutput:
-        """Runs images ``(B, C, H, W)`` in ``[-1, 1]`` through all parts; in training, the quantizer counts them."""
-        quantized, indices, loss, terms = self.quantize(self.features(images))
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> VQModelOutput:
+        """Runs images ``(B, C, H, W)`` in ``[-1, 1]`` through all parts; in training, the quantizer counts them.
+
+        ``mask``, bool ``(B, h, w)``, is the quantizer's: True where a position of the latents exists. Others, such as
+        those of padding, have index -1, are zeros to the decoder, and enter neither loss nor statistics.
+        """
+        quantized, indices, loss, terms = self.quantize(self.features(images), mask)
         return VQModelOutput(self._to_images(quantized), indices, loss, terms)
 
     def features(self, images: Tensor) -> Tensor:
@@ -90,11 +96,14 @@ class VQModel(nn.Module):
         latents: Tensor = self.quant_conv(self.encoder(images))
         return latents
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Indices ``(B, h, w)`` or ``(B, h, w, Q)`` of images ``(B, C, H, W)``; the quantizer counts nothing."""
+    def encode(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Indices ``(B, h, w)`` or ``(B, h, w, Q)`` of images ``(B, C, H, W)``; the quantizer counts nothing.
+
+        ``mask`` is that of :meth:`forward`.
+        """
         with torch.no_grad():  # not around the quantizer, which does the same: torch.export cannot nest the two
             latents = self.features(images)
-        return self.quantize.encode(latents)
+        return self.quantize.encode(latents, mask)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Images of indices as :meth:`encode` gives them; in eval mode bit-equal to forward's ``reconstructions``."""

@@ -234,6 +234,7 @@ from ._tokenizer_limits import check_attention_memory as check_attention_memory
 from ._tokenizer_limits import check_settings_refused as check_settings_refused
 from ._tokenizer_manners import check_last_layer as check_last_layer
 from ._tokenizer_manners import check_memory_formats as check_memory_formats
+from ._tokenizer_manners import check_model_mask as check_model_mask
 from ._tokenizer_manners import check_small_batches as check_small_batches
 from ._tokenizer_manners import check_tokenizer_dtypes as check_tokenizer_dtypes
 from ._tokenizer_manners import check_tokenizer_refuses as check_tokenizer_refuses

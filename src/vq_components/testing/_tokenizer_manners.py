@@ -1,12 +1,13 @@
 """Checks of a tokenizer's manners: its last layer, dtypes, memory formats, small batches, and what it refuses."""
 
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._compare import clone, gap
+from ._compare import clone, gap, state_difference, state_of
 from ._report import fail, refused, require
 from ._tokenizer import TOKENIZER, TokenizerSubject
 
@@ -227,3 +228,39 @@ def _says(name: str, call: partial[Any], kind: type[Exception], *words: str) -> 
         require(any(word in str(error) for word in words), f"{name}: the error does not say {words[0]}: {error}")
         return
     fail(f"{name} is taken")
+
+
+def _takes_mask(subject: TokenizerSubject) -> bool:
+    module = subject.fresh()
+    return subject.traits.strict and hasattr(module, "quantize") and "mask" in signature(module.forward).parameters
+
+
+@TOKENIZER.check(
+    rule="a mask of positions is the quantizer's: all is as if it were called with it",
+    cause="a mask that forward or encode takes and forgets",
+    applies=_takes_mask,
+)
+def check_model_mask(model: TokenizerSubject) -> None:
+    """Guards images that were padded: what does not exist enters neither loss nor statistics.
+
+    Fails it::
+
+        def forward(self, images, mask=None):
+            return self.decoder(self.quantize(self.encoder(images)))
+    """
+    for training in (False, True):
+        module, images = model.started(training=training), model.images(3)
+        indices = model.adapter.encode(module, images)
+        mask = torch.rand(indices.shape[:3]) > 0.4
+        text = gap(module.encode(images, mask)[~mask], torch.full_like(indices[~mask], -1))
+        require(not text, f"indices of encode where masked: {text}")
+        twin = clone(module)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            expected = twin.quantize(twin.features(images), mask)
+        with torch.no_grad():
+            result = module(images, mask)
+        for name in ("indices", "loss"):
+            text = gap(getattr(result, name), getattr(expected, name))
+            require(not text, f"{'training' if training else 'evaluation'}, {name}: {text}")
+        text = state_difference(state_of(module), state_of(twin))
+        require(not text, f"{'training' if training else 'evaluation'}, state: {text}")
