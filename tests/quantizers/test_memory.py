@@ -18,6 +18,7 @@ from vq_components import (
     VectorQuantizer,
     functional,
 )
+from vq_components.functional import _search
 from vq_components.quantizers import _statistics
 
 N, K, D = 2048, 4096, 8  # an N x K matrix of float32 is 32 MiB, one of bool 8 MiB
@@ -34,6 +35,11 @@ def record(run):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     return profiler.profiler.kineto_results.events()
+
+
+def on_an_accelerator(monkeypatch, *, chooses=False):
+    for module in (_statistics, _search):
+        monkeypatch.setattr(module, "can_choose", lambda tensor: chooses)
 
 
 @BOTH
@@ -65,7 +71,7 @@ READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::unique", "aten::_u
 @BOTH
 def test_training_on_an_accelerator_reads_nothing_from_memory(kind, monkeypatch):
     """Defect 17: there each read waits for the device. Here, everything but the choice by values is the same."""
-    monkeypatch.setattr(_statistics, "_can_choose", lambda tensor: False)
+    on_an_accelerator(monkeypatch)
     quantizer, weight = kind(64, D), torch.randn(D, D, requires_grad=True)
     for _ in range(3):
         names = [event.name() for event in record(lambda: training_step(quantizer, weight))]
@@ -81,7 +87,7 @@ def test_choosing_rows_by_values_changes_nothing(kind, monkeypatch):
     for seed in range(8):
         z = torch.randn(40, D, generator=torch.Generator().manual_seed(seed))
         for quantizer, chooses in ((fast, True), (plain, False)):
-            monkeypatch.setattr(_statistics, "_can_choose", lambda tensor, chooses=chooses: chooses)
+            on_an_accelerator(monkeypatch, chooses=chooses)
             quantizer(z)
             quantizer.update_()
         for name, value in fast.state_dict().items():
@@ -89,7 +95,8 @@ def test_choosing_rows_by_values_changes_nothing(kind, monkeypatch):
 
 
 @BOTH
-def test_an_evaluation_reads_nothing_from_memory(kind):
+def test_an_evaluation_on_an_accelerator_reads_nothing_from_memory(kind, monkeypatch):
+    on_an_accelerator(monkeypatch)
     quantizer = kind(64, D).eval()
     names = [event.name() for event in record(lambda: quantizer(torch.randn(N, D)))]
     assert "aten::bmm" in names  # it sees what happens inside the operator

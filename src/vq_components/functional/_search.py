@@ -24,11 +24,14 @@ def search(z: Tensor, codebook: Tensor) -> Tensor:
     # Products round differently in the last, incomplete block of columns: equal entries would not tie.
     unit = 16 * group
     columns = -(-entries // (-(-entries // _MOST_COLUMNS) * unit)) * unit
-    center = _center(codebook)
+    far, origin = _center(codebook)
+    # Nothing instead of zero is the same without the work.
+    center = None if can_choose(z) and not bool(far) else origin
     best = index = z.new_empty(0)
     with exact_products(z.device.type):
         for left in range(0, entries, columns):
-            tile = _to_tile(codebook[left : left + columns] - center, columns, group)
+            part = codebook[left : left + columns]
+            tile = _to_tile(part if center is None else part - center, columns, group)
             score, column = _best_of_tile(z, center, tile, group)
             if left == 0:
                 best, index = score, column
@@ -40,16 +43,16 @@ def search(z: Tensor, codebook: Tensor) -> Tensor:
     return index.clamp_(max=entries - 1)  # a vector that is not finite may have chosen an entry of the padding
 
 
-def _center(codebook: Tensor) -> Tensor:
+def _center(codebook: Tensor) -> tuple[Tensor, Tensor]:
     """The origin of the search ``(D,)``: the mean entry, where the entries are far from zero and close to each other.
 
     There, both terms of a score would be large, and their rounding errors larger than what sets entries apart.
-    Elsewhere it is zero, so that nothing is rounded, and entries that are equally near stay so.
+    Elsewhere it is zero, so that nothing is rounded, and entries that are equally near stay so. Also whether it is far.
     """
     center = codebook.mean(dim=0)
-    spread = (codebook - center).square().sum(dim=1).mean()
-    far = center.square().sum() > 16 * spread  # False, if one of them is not finite
-    return torch.where(far, center, 0)
+    mean_square = torch.linalg.vector_norm(codebook).square() / codebook.shape[0]
+    far = 17 * center.square().sum() > 16 * mean_square  # of four times the spread; False, if an entry is not finite
+    return far, torch.where(far, center, 0)
 
 
 def _to_tile(entries: Tensor, columns: int, group: int) -> Tensor:
@@ -68,7 +71,7 @@ def _to_tile(entries: Tensor, columns: int, group: int) -> Tensor:
     return tile.view(columns // group, group, -1).permute(2, 1, 0).reshape(-1, columns)
 
 
-def _best_of_tile(z: Tensor, center: Tensor, tile: Tensor, group: int) -> tuple[Tensor, Tensor]:
+def _best_of_tile(z: Tensor, center: Tensor | None, tile: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """The highest score of each vector among the entries of a tile, and the number of its entry: the first, if many."""
     number, (width, columns) = len(z), tile.shape
     # Each thread makes and reads scores of its own: between two cores they would travel at the speed of memory.
@@ -86,7 +89,10 @@ def _best_of_tile(z: Tensor, center: Tensor, tile: Tensor, group: int) -> tuple[
     for top in range(0, number, count):
         bottom = top + count
         new = z[top:bottom]
-        torch.sub(new, center, out=part[: len(new), :-1])
+        if center is None:
+            part[: len(new), :-1] = new
+        else:
+            torch.sub(new, center, out=part[: len(new), :-1])
         torch.bmm(part.view(threads, rows, width), tile.expand(threads, width, columns), out=scores)
         torch.amax(grouped, dim=1, out=maxima)
         torch.max(maxima, dim=1, out=(best[top:bottom], chosen))
@@ -96,7 +102,7 @@ def _best_of_tile(z: Tensor, center: Tensor, tile: Tensor, group: int) -> tuple[
 
 def plain_search(z: Tensor, codebook: Tensor) -> Tensor:
     """:func:`search` for an exporter: no loop over vectors, whose number it does not know."""
-    center = _center(codebook)
+    _, center = _center(codebook)
     z, codebook = z - center, codebook - center
     bias = codebook.square().sum(dim=1, keepdim=True) * -0.5
     finite = bias.isfinite()  # as in _to_tile
@@ -118,6 +124,11 @@ def largest_product(z: Tensor, entries: Tensor) -> Tensor:
             index = torch.where(score > best, column + left, index)
             best = torch.maximum(score, best)
     return index
+
+
+def can_choose(tensor: Tensor) -> bool:
+    """Whether work can be left out by values of ``tensor``: on an accelerator, that would wait for it."""
+    return tensor.device.type == "cpu"
 
 
 def tile_size(device_type: str) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _distributed
-from ..functional._search import search
+from ..functional._search import can_choose, search
 
 
 class CodebookState(NamedTuple):
@@ -89,7 +89,7 @@ def _revive_(state: CodebookState, average: AverageState | None, dead: Tensor) -
     entries = dead.argsort(descending=True, stable=True)  # the dead ones first
     slots = state.candidate_keys.argsort(stable=True)
     revived = dead[entries] & (state.candidate_keys[slots] < torch.inf)
-    if _can_choose(revived):  # the same, without the work on entries that stay
+    if can_choose(revived):  # the same, without the work on entries that stay
         moved = revived.nonzero()[:, 0]
         entries, slots, revived = entries[moved], slots[moved], revived[moved]
     state.weight[entries] = torch.where(revived[:, None], state.candidates[slots], state.weight[entries])
@@ -105,7 +105,7 @@ def start_(state: CodebookState, rule: UpdateRule, z: Tensor, live: Tensor) -> N
     With fewer vectors than entries the rest lies between pairs of vectors, a quarter of the way. Stage ``n`` waits for
     ``n`` updates: the stage before it starts from vectors of its batch, and leaves nothing of these, or little.
     """
-    if _can_choose(state.started) and bool(state.started):
+    if can_choose(state.started) and bool(state.started):
         return  # the same as below, without the work
     # Zero is what earlier stages leave of the vectors that they stand for exactly.
     keys, winners = _draw_candidates(state, rule, z, live, (z != 0).any(dim=1).to(z.dtype))
@@ -143,7 +143,7 @@ def count_(
         distance = torch.where(live, distances, 0).to(dtype)
         parts.append(torch.zeros(size, dtype=dtype, device=z.device).index_add_(0, indices, distance))
         keys, winners = _draw_candidates(state, rule, z, live, distance.square())
-        alone = _can_choose(z) and _distributed.world_size() == 1
+        alone = can_choose(z) and _distributed.world_size() == 1
         if not alone:
             parts += _winning_vectors(state, z, winners)
     counts, *rest = _sum_over_processes(parts)
@@ -216,11 +216,6 @@ def _winning_vectors(state: CodebookState, z: Tensor, winners: Tensor) -> list[T
     # One more row, so that an empty batch can be indexed too.
     rows = torch.cat([z.to(state.weight.dtype), torch.zeros_like(state.weight[:1])])
     return [torch.where(owners[:, None], rows[winners], 0), owners.to(rows.dtype)]
-
-
-def _can_choose(tensor: Tensor) -> bool:
-    """Whether rows can be chosen by values of ``tensor``: on an accelerator, that would wait for it."""
-    return tensor.device.type == "cpu"
 
 
 def _live_before(live: Tensor) -> Tensor:
