@@ -39,7 +39,8 @@ class FSQ(AbstractQuantizer):
         channel_dim: where the channels are, 1 for ``(B, C, ...)``, -1 for channels last.
 
     Raises:
-        ValueError: if ``levels`` is empty or one is below 2, or ``channel_dim`` is 0.
+        ValueError: if ``levels`` is empty, one is below 2, or they make more than ``2^62`` entries; if ``channel_dim``
+            is 0.
         TypeError: if ``levels`` is a number.
 
     Note:
