@@ -118,6 +118,14 @@ def test_logits_are_divided_by_the_temperature_and_otherwise_kept():
     assert logits.tolist() == [1, 3, -INF]
 
 
+def test_the_callers_logits_stay_as_they_are():
+    logits = torch.randn(3, 8)
+    kept = logits.clone()
+    for rules in ({"temperature": 0.5}, {"temperature": 0.0}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.3}):
+        filter_logits(logits, **rules)
+        assert torch.equal(logits, kept)
+
+
 def test_top_k_keeps_all_that_tie_with_the_last():
     assert filter_logits(torch.tensor([1.0, 2.0, 1.0, 0.0]), top_k=2).tolist() == [1, 2, 1, -INF]
 

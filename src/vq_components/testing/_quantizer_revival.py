@@ -122,7 +122,7 @@ def _check_rarely_used(subject: QuantizerSubject, entries: Tensor, due: int) -> 
     """An entry that gets a vector in each update, but a tiny share of all, is dead too."""
     module = _set(subject, entries, revive=True)
     threshold, decay = module.revival.threshold, module.revival.decay
-    often = torch.arange(1, len(entries)).repeat(math.ceil(8 / threshold))
+    often = torch.arange(1, len(entries)).repeat(math.ceil(4 / threshold))
     share = len(entries) / (1 + len(often))  # to which its usage falls, not to zero
     later = 0 if decay == 0 else math.log((threshold - share) / (1 - share) / threshold) / math.log(decay)
     for _ in range(due + math.ceil(later) + 2):
