@@ -169,4 +169,7 @@ MUTANTS = [
      "(z.amax(dim=1) < limit) & (z.amin(dim=1) > -limit)", "(z.amax(dim=1) < limit)"),
     ("an inherited precision is pinned", "functional/_search.py",
      'saved = ["none" if value in above else value for value in saved]', "saved = list(saved)"),
+    ("minus infinity enters", "quantizers/_terms.py",
+     "live & z.amax(dim=1).isfinite() & z.amin(dim=1).isfinite()",
+     "live & z.amax(dim=1).isfinite()"),
 ]
