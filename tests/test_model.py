@@ -297,20 +297,3 @@ def test_survives_copies_pickle_and_a_strict_state_dict(images):
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), fresh.eval()):
         for actual, expected in zip(twin(images)[:3], model(images)[:3], strict=True):
             assert torch.equal(actual, expected)
-
-
-def test_masked_positions_are_the_quantizers(images):
-    torch.manual_seed(0)
-    model = build(EMAVectorQuantizer(16, 4))
-    shape = model.encode(images).shape
-    mask = torch.rand(shape) > 0.4
-    expected, other = copy.deepcopy(model.quantize), copy.deepcopy(model)
-    out = model(images, mask)
-    quantized, indices, loss, _ = expected(other.features(images), mask)
-    assert torch.equal(out.indices, indices)
-    assert out.loss == loss
-    assert model.quantize.embedding.pending_counts.sum() == mask.sum()
-    assert torch.equal(out.reconstructions, model.decoder(model.post_quant_conv(quantized)))
-    assert torch.equal(model.encode(images, mask) == -1, ~mask)
-    with pytest.raises(ValueError, match="mask"):
-        model(images, mask[:, 1:])
