@@ -1,7 +1,6 @@
 """First checks of a loss: whether it can be called as declared, and what holds for any declaration."""
 
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,7 +9,7 @@ from ._engine import BASIC, GATE
 from ._loss_adapters import Scene
 from ._loss_players import generator_grads
 from ._loss_subject import LOSS, LossSubject
-from ._report import fail, require, told
+from ._report import attempt, require
 
 
 @LOSS.check(
@@ -27,26 +26,21 @@ def check_loss_call(loss: LossSubject) -> None:
         LossAdapter(generator=lambda module, scene, step: module(...), ...)  # must be (loss, {})
     """
     module, scene = loss.fresh(), loss.scene()
-    network = _answer("network", partial(loss.adapter.network, module))
+    network = attempt("the adapter's network", partial(loss.adapter.network, module))
     require(isinstance(network, nn.Module), f"the adapter's network gives {type(network).__name__}, no module")
-    logits = _answer("network, called with images,", partial(network, loss.with_condition(scene.images, scene)))
+    logits = attempt(
+        "the adapter's network, called with images,", partial(network, loss.with_condition(scene.images, scene))
+    )
     what = "not one tensor of logits: wrap it in a module that joins them"
     require(isinstance(logits, Tensor), f"the discriminator gives {type(logits).__name__}, {what}")
     for name, call in (("generator", loss.generator), ("discriminator", loss.discriminator)):
-        answer = _answer(name, partial(call, module, scene, loss.full))
+        answer = attempt(f"the adapter's {name}", partial(call, module, scene, loss.full))
         pair = isinstance(answer, tuple) and len(answer) == 2
         require(pair, f"{name} gives {type(answer).__name__}, not (loss, terms)")
         value, terms = answer
         number = isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()
         require(number, f"{name}'s loss is {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}")
         require(isinstance(terms, dict), f"{name}'s terms are {type(terms).__name__}; {{}} if there are none")
-
-
-def _answer(what: str, call: Any) -> Any:
-    try:
-        return call()
-    except Exception as error:
-        fail(f"the adapter's {what}: {told(error)}")
 
 
 @LOSS.check(

@@ -1,10 +1,12 @@
 """The first check of a prior: whether it can be called as declared."""
 
+from functools import partial
+
 from torch import Tensor
 
 from ._engine import GATE
 from ._prior_subject import PRIOR, PriorSubject
-from ._report import fail, require, told
+from ._report import attempt, require
 
 
 @PRIOR.check(
@@ -21,10 +23,8 @@ def check_prior_call(prior: PriorSubject) -> None:
         traits=PriorTraits(vocab_size=1025, length=256)  # of a prior with 1024 tokens
     """
     module, tokens, values = prior.excited(), prior.tokens(2), prior.values(2)
-    try:
-        logits = prior.logits(module, tokens, values)
-    except Exception as error:
-        fail(f"for tokens {tuple(tokens.shape)} in [0, {prior.traits.vocab_size}): {told(error)}")
+    where = f"for tokens {tuple(tokens.shape)} in [0, {prior.traits.vocab_size})"
+    logits = attempt(where, partial(prior.logits, module, tokens, values))
     found = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
     require(isinstance(logits, Tensor) and logits.is_floating_point() and logits.ndim == 3, f"logits are {found}")
     expected = (*tokens.shape, prior.traits.vocab_size)

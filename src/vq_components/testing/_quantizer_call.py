@@ -1,5 +1,6 @@
 """The first check of a quantizer: whether it can be called as declared, and its answer read."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from ._engine import BASIC, GATE
 from ._quantizer_subject import QUANTIZER, QuantizerSubject
-from ._report import fail, require, told
+from ._report import attempt, require
 
 
 def _kind(value: Any) -> str:
@@ -34,12 +35,9 @@ def check_quantizer_call(subject: QuantizerSubject) -> None:
     for rank in subject.traits.space:
         z = subject.to_layout(torch.randn(4, *(4, 6, 2)[:rank], subject.traits.dim))
         where = f"for input {tuple(z.shape)}"
-        try:
-            answer = subject.adapter.call(subject.fresh(), z)
-        except Exception as error:
-            fail(f"{where}: {told(error)}")
-        if len(answer) < 2:
-            fail(f"{where}, the adapter returns {len(answer)} values, not (quantized, indices, loss)")
+        answer = attempt(where, partial(subject.adapter.call, subject.fresh(), z))
+        few = f"{where}, the adapter returns {len(answer)} values, not (quantized, indices, loss)"
+        require(len(answer) >= 2, few)
         quantized, indices = answer[:2]
         loss = answer[2] if len(answer) > 2 else None
         vectors = isinstance(quantized, Tensor) and quantized.is_floating_point() and quantized.ndim == z.ndim

@@ -4,7 +4,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 RAISED = "raised "
 _SEVERAL = 4  # checks that end in one exception: more likely one mistake than several
@@ -129,6 +129,14 @@ class Broken(Exception):
 def fail(measured: str) -> None:
     """Ends a check: its rule does not hold, as ``measured`` shows."""
     raise Broken(measured)
+
+
+def attempt(what: str, call: Callable[[], Any]) -> Any:
+    """What a call returns; ends a check where it raises, with ``what`` was called."""
+    try:
+        return call()
+    except Exception as error:
+        raise Broken(f"{what}: {told(error)}") from error
 
 
 def require(holds: bool, measured: str) -> None:

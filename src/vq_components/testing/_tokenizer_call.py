@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._engine import BASIC, GATE
-from ._report import fail, require, told
+from ._report import attempt, require
 from ._tokenizer import TOKENIZER, TokenizerSubject
 
 
@@ -23,24 +23,17 @@ def check_tokenizer_call(model: TokenizerSubject) -> None:
         adapter=TokenizerAdapter(forward=...)  # of a model whose encoder is not called encode
     """
     images = model.images(2)
-    answer = _answer(
+    answer = attempt(
         f"forward of images {tuple(images.shape)}", lambda: tuple(model.adapter.forward(model.fresh(), images))
     )
     require(len(answer) == 3, f"forward gives {len(answer)} values, not (reconstructions, indices, loss)")
     _require(answer[0], "reconstructions", floating=True, ndim=4)
     _require(answer[1], "indices", floating=False)
     require(answer[2].numel() == 1, f"the loss has shape {tuple(answer[2].shape)}")
-    tokens = _answer("encode", lambda: model.adapter.encode(model.fresh(), images))
+    tokens = attempt("encode", lambda: model.adapter.encode(model.fresh(), images))
     _require(tokens, "what encode gives", floating=False)
-    decoded = _answer(f"decode of indices {tuple(tokens.shape)}", lambda: model.adapter.decode(model.fresh(), tokens))
+    decoded = attempt(f"decode of indices {tuple(tokens.shape)}", lambda: model.adapter.decode(model.fresh(), tokens))
     _require(decoded, "what decode gives", floating=True, ndim=4)
-
-
-def _answer(what: str, call: Any) -> Any:
-    try:
-        return call()
-    except Exception as error:
-        fail(f"{what}: {told(error)}")
 
 
 def _require(value: Any, name: str, *, floating: bool, ndim: int | None = None) -> None:
