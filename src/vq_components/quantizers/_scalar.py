@@ -64,12 +64,13 @@ class FSQ(AbstractQuantizer):
             )
         if not levels or min(levels) < 2:
             raise ValueError(f"FSQ needs at least 2 levels for each channel, but got levels={tuple(levels)}.")
-        if math.prod(levels) > 2**62:
+        size = math.prod(levels)
+        if size > 2**62:
             raise ValueError(
-                f"FSQ numbers its entries with int64, but levels={tuple(levels)} make {math.prod(levels):.3g} of them. "
+                f"FSQ numbers its entries with int64, but levels={tuple(levels)} make {size:.3g} of them. "
                 f"Split the channels with GroupedQuantizer."
             )
-        super().__init__(len(levels), codebook_size=math.prod(levels), channel_dim=channel_dim)
+        super().__init__(len(levels), codebook_size=size, channel_dim=channel_dim)
         self.levels = tuple(levels)
 
     @property

@@ -10,6 +10,16 @@ from torch import Tensor, nn
 from ._report import require
 
 
+def kind_of(value: Any) -> str:
+    """What something is: dtype and shape of a tensor, the class of anything else."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def as_loss_tensor(loss: Any) -> Tensor:
+    """A loss as a tensor, which may have been a plain number, or None for 0."""
+    return loss if isinstance(loss, Tensor) else torch.tensor(float(loss or 0))
+
+
 def gap(actual: Tensor, expected: Tensor) -> str:
     """How far two tensors are apart, in words; empty if they are bit-equal (NaN equals NaN)."""
     if actual.shape != expected.shape:
@@ -49,6 +59,11 @@ def floating_state(module: Any) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state_of(module).items() if tensor.is_floating_point()}
 
 
+def state_without(module: nn.Module, names: set[str]) -> dict[str, Tensor]:
+    """The same, but for these names."""
+    return {name: tensor for name, tensor in state_of(module).items() if name not in names}
+
+
 def counted_by_norms(module: nn.Module) -> set[str]:
     """Names of the state that normalizations change in each training forward: averages, and power iterations."""
     norms = [name for name, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._NormBase)]
@@ -58,10 +73,8 @@ def counted_by_norms(module: nn.Module) -> set[str]:
 
 def power_iterations(module: nn.Module) -> set[str]:
     """Names of the vectors of spectral normalizations, old and new."""
-    names = [name for name, _ in module.named_buffers()]
-    old = {
-        name for name in names if name.endswith(("_u", "_v")) and f"{name[:-2]}_orig" in dict(module.named_parameters())
-    }
+    names, weights = [name for name, _ in module.named_buffers()], dict(module.named_parameters())
+    old = {name for name in names if name.endswith(("_u", "_v")) and f"{name[:-2]}_orig" in weights}
     return old | {name for name in names if ".parametrizations." in f".{name}" and name.endswith(("._u", "._v"))}
 
 

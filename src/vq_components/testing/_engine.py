@@ -86,27 +86,24 @@ class Kind(Generic[Subject]):
         applying = [check for check in self.checks.values() if _applies(check.applies, subject)]
         return sorted(applying, key=lambda check: check.rank)
 
-    def left_out(self, subject: Subject) -> dict[str, str]:
-        """The checks that do not apply, but might if something were declared; and what."""
-        idle = [check for check in self.checks.values() if check.needs and not _applies(check.applies, subject)]
-        return {check.name: check.needs for check in idle}
-
     def run_all(self, subject: Subject, *, name: str, expected_failures: Mapping[str, str]) -> CheckReport:
         """Runs every check that applies; raises one :class:`CheckError` with all failures."""
         __tracebackhide__ = True
         check_expected(expected_failures, self.checks)
-        failures, checks, left_out = [], self.selected(subject), self.left_out(subject)
+        failures, checks = [], self.selected(subject)
         for check in checks:
             failure = _outcome(check, subject, expected_failures.get(check.name))
-            if failure is not None:
-                failures.append(failure)
-            if failure is not None and check.rank == GATE:
-                break
+            if failure is None:
+                continue
+            if check.rank == GATE:
+                raise CheckError(name, [failure], total=len(checks), unrun=len(checks) - 1)
+            failures.append(failure)
+        ran = [check.name for check in checks]
+        # What does not apply, but might if something were declared.
+        left_out = {key: check.needs for key, check in self.checks.items() if check.needs and key not in ran}
         if failures:
-            unrun = len(checks) - 1 if checks[0].rank == GATE and failures[-1].check == checks[0].name else 0
-            raise CheckError(name, failures, total=len(checks), unrun=unrun, left_out={} if unrun else left_out)
-        passed = [check.name for check in checks if check.name not in expected_failures]
-        return CheckReport(name, tuple(passed), left_out)
+            raise CheckError(name, failures, total=len(checks), left_out=left_out)
+        return CheckReport(name, tuple(key for key in ran if key not in expected_failures), left_out)
 
 
 _OPTIONS = ("traits", "adapter")

@@ -1,9 +1,18 @@
 """Checks of a VQ-GAN loss: which player it moves, in which direction, and when."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ._compare import backward, clone, modes_of, power_iterations, require_modes, state_difference, state_of
+from ._compare import (
+    backward,
+    clone,
+    modes_of,
+    power_iterations,
+    require_modes,
+    state_difference,
+    state_of,
+    state_without,
+)
 from ._loss_adapters import Scene
 from ._loss_subject import LOSS, LossSubject
 from ._report import require
@@ -110,23 +119,19 @@ def check_generator_leaves_discriminator(loss: LossSubject) -> None:
     """
     for module in (loss.used(), loss.fresh()):
         network, scene = loss.adapter.network(module), loss.scene()
-        before, modes = _without_iterations(network), modes_of(network)
+        iterated = power_iterations(network)  # by every forward
+        before, modes = state_without(network, iterated), modes_of(network)
         named = dict(network.named_parameters())
         trained = [name for name, parameter in named.items() if parameter.requires_grad]
         value, _ = loss.generator(module, scene, loss.full)
         backward(value.reshape(()))
         touched = [name for name, parameter in named.items() if parameter.grad is not None]
         require(not touched, f"gradients at {len(touched)} of {len(named)} parameters of the discriminator")
-        text = state_difference(_without_iterations(network), before)
+        text = state_difference(state_without(network, iterated), before)
         require(not text, f"state of the discriminator: {text}")
         require_modes(network, modes, "after the generator's pass, the discriminator's")
         frozen = [name for name in trained if not named[name].requires_grad]
         require(not frozen, f"{len(frozen)} parameters were left frozen")
-
-
-def _without_iterations(network: nn.Module) -> dict[str, Tensor]:
-    """The state, but for what spectral normalization iterates in every forward."""
-    return {name: value for name, value in state_of(network).items() if name not in power_iterations(network)}
 
 
 @LOSS.check(

@@ -4,6 +4,7 @@ from functools import partial
 
 from torch import Tensor
 
+from ._compare import kind_of
 from ._engine import GATE
 from ._prior_subject import PRIOR, PriorSubject
 from ._report import attempt, require
@@ -25,14 +26,14 @@ def check_prior_call(prior: PriorSubject) -> None:
     module, tokens, values = prior.excited(), prior.tokens(2), prior.values(2)
     where = f"for tokens {tuple(tokens.shape)} in [0, {prior.traits.vocab_size})"
     logits = attempt(where, partial(prior.logits, module, tokens, values))
-    found = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-    require(isinstance(logits, Tensor) and logits.is_floating_point() and logits.ndim == 3, f"logits are {found}")
+    floating = isinstance(logits, Tensor) and logits.is_floating_point() and logits.ndim == 3
+    require(floating, f"logits are {kind_of(logits)}")
     expected = (*tokens.shape, prior.traits.vocab_size)
-    require(logits.shape == expected, f"for tokens {tuple(tokens.shape)} logits are {found}, not {expected}")
-    if prior.traits.n_unmasked or tokens.shape[1] < 2:
+    require(logits.shape == expected, f"for tokens {tuple(tokens.shape)} logits are {kind_of(logits)}, not {expected}")
+    if not prior.traits.predicts_next or prior.traits.n_unmasked or tokens.shape[1] < 2:
         return
     changed = tokens.clone()
     changed[:, 0] = (changed[:, 0] + 1) % prior.traits.vocab_size
     moved = (prior.logits(module, changed, values) - logits).detach().abs().amax(dim=(0, 2)) > 1e-6
-    shifted = not bool(moved[0]) and bool(moved[1]) if prior.traits.predicts_next else False
+    shifted = not bool(moved[0]) and bool(moved[1])
     require(not shifted, "token 0 changes logits at 1, and not at 0: they are of token t itself, given those before it")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._compare import as_loss_tensor
 from ._quantizer_traits import QuantizerTraits
 
 
@@ -45,9 +46,7 @@ class QuantizerAdapter:
 def as_result(answer: tuple[Any, ...]) -> QuantizerResult:
     """What an adapter's function returned, whose loss may be a plain number, None, or left out."""
     quantized, indices, loss, terms = (*answer, None, None)[:4]
-    return QuantizerResult(
-        quantized, indices, loss if isinstance(loss, Tensor) else torch.tensor(float(loss or 0)), terms
-    )
+    return QuantizerResult(quantized, indices, as_loss_tensor(loss), terms)
 
 
 def find_result(answer: Any, z: Tensor) -> QuantizerResult:
@@ -158,6 +157,11 @@ def find_traits(module: Any, adapter: QuantizerAdapter) -> QuantizerTraits:
     return _own_traits(module, base, has_codebook=codebook is not None)
 
 
+def revives_itself(module: Any) -> bool:
+    """Whether it has entries of its own that can be revived, not those of quantizers inside of it."""
+    return hasattr(module, "embedding") and hasattr(module, "revival")
+
+
 def _draws(part: Any) -> bool:
     """Whether its training output is random: by Gumbel noise, or by the number of stages."""
     has_noise = hasattr(part, "kl_weight") and hasattr(part, "temperature")
@@ -177,9 +181,7 @@ def _own_traits(module: Any, base: dict[str, Any], *, has_codebook: bool) -> Qua
         "batched_loss": not any(hasattr(part, "diversity_weight") for part in module.modules()),  # of the batch
     }
     state = getattr(module, "embedding", module)
-    if not (
-        has_codebook and hasattr(module, "embedding") and hasattr(module, "revival")
-    ):  # not one of the two that look up free vectors
+    if not (has_codebook and revives_itself(module)):  # not one of the two that look up free vectors
         learns_from_output = any(getattr(part, "_learns_from_output", False) for part in module.modules())
         return QuantizerTraits(
             **common, composite=not has_codebook, estimator="other", trains_codebook=learns_from_output, learns=False

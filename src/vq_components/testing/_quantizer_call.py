@@ -6,13 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._compare import kind_of
 from ._engine import BASIC, GATE
 from ._quantizer_subject import QUANTIZER, QuantizerSubject
 from ._report import attempt, require
-
-
-def _kind(value: Any) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _is_number(loss: Any) -> bool:
@@ -41,10 +38,10 @@ def check_quantizer_call(subject: QuantizerSubject) -> None:
         quantized, indices = answer[:2]
         loss = answer[2] if len(answer) > 2 else None
         vectors = isinstance(quantized, Tensor) and quantized.is_floating_point() and quantized.ndim == z.ndim
-        require(vectors, f"{where}, quantized is {_kind(quantized)}")
+        require(vectors, f"{where}, quantized is {kind_of(quantized)}")
         integers = isinstance(indices, Tensor) and not indices.is_floating_point() and indices.dtype != torch.bool
-        require(integers, f"{where}, indices are {_kind(indices)}")
-        require(loss is None or _is_number(loss), f"{where}, the loss is {_kind(loss)}")
+        require(integers, f"{where}, indices are {kind_of(indices)}")
+        require(loss is None or _is_number(loss), f"{where}, the loss is {kind_of(loss)}")
 
 
 @QUANTIZER.check(

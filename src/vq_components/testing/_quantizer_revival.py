@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._compare import clone, differ
+from ._quantizer_adapters import revives_itself
 from ._quantizer_subject import QUANTIZER, QuantizerSubject
 from ._quantizer_updates import _can_be_set, _different, _entries, _near, _set
 from ._report import require
@@ -114,8 +115,8 @@ def check_revival_of_parts(subject: QuantizerSubject) -> None:
 
 def _reviving_parts(module: Any) -> list[Any]:
     """Quantizers inside which revive their own entries."""
-    inside = [part for part in module.modules() if part is not module and hasattr(part, "embedding")]
-    return [part for part in inside if getattr(part, "revival", None) is not None]
+    inside = [part for part in module.modules() if part is not module and revives_itself(part)]
+    return [part for part in inside if part.revival is not None]
 
 
 def _check_rarely_used(subject: QuantizerSubject, entries: Tensor, due: int) -> None:

@@ -121,9 +121,7 @@ def check_state_dict(subject: QuantizerSubject) -> None:
 @QUANTIZER.check(
     rule="a file with the entries alone is a codebook that has started: it goes on as after set_codebook_",
     cause="a flag that the file lacks, so that the next training batch overwrites what was loaded",
-    applies=lambda subject: (
-        subject.traits.strict and has_codebook(subject) and has_setter(subject) and has_revival(subject)
-    ),
+    applies=lambda subject: subject.traits.strict and has_setter(subject) and has_revival(subject),
 )
 def check_codebook_file(subject: QuantizerSubject) -> None:
     """Guards codebooks of other code, whose files know nothing of starts and statistics.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ._compare import backward, clone, differ, gap, state_difference, state_of
 from ._engine import Kind
-from ._quantizer_adapters import QuantizerAdapter, QuantizerResult, as_adapter, as_result, find_traits
+from ._quantizer_adapters import QuantizerAdapter, QuantizerResult, as_adapter, as_result, find_traits, revives_itself
 from ._quantizer_traits import QuantizerTraits
 
 
@@ -238,8 +238,7 @@ def has_setter(subject: QuantizerSubject) -> bool:
 
 def has_revival(subject: QuantizerSubject) -> bool:
     """Whether it has entries of its own that can be revived, not those of quantizers inside of it."""
-    module = subject.fresh()
-    return hasattr(module, "embedding") and hasattr(module, "revival")
+    return revives_itself(subject.fresh())
 
 
 def has_decode(subject: QuantizerSubject) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._compare import clone, differ, gap
+from ._compare import as_loss_tensor, clone, differ, gap
 from ._engine import Kind
 
 
@@ -71,8 +71,8 @@ def _forward(module: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _with_tensor(forward: Callable[[Any, Tensor], tuple[Any, ...]], module: Any, images: Tensor) -> tuple[Any, ...]:
     """Its answer, with the loss as a tensor."""
     answer = tuple(forward(module, images))
-    if len(answer) == 3 and not isinstance(answer[2], Tensor):
-        return (*answer[:2], torch.tensor(float(answer[2] or 0)))
+    if len(answer) == 3:
+        return (*answer[:2], as_loss_tensor(answer[2]))
     return answer
 
 

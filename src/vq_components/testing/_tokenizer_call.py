@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._compare import kind_of
 from ._engine import BASIC, GATE
 from ._report import attempt, require
 from ._tokenizer import TOKENIZER, TokenizerSubject
@@ -37,10 +38,9 @@ def check_tokenizer_call(model: TokenizerSubject) -> None:
 
 
 def _require(value: Any, name: str, *, floating: bool, ndim: int | None = None) -> None:
-    found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     fits = isinstance(value, Tensor) and value.is_floating_point() == floating and ndim in (None, value.ndim)
     kind = "floating-point numbers" if floating else "integers"
-    require(fits, f"{name}: {found}, not a tensor of {kind}{'' if ndim is None else f' of rank {ndim}'}")
+    require(fits, f"{name}: {kind_of(value)}, not a tensor of {kind}{'' if ndim is None else f' of rank {ndim}'}")
 
 
 _CELLS = 8  # along a side: fewer all see the whole image, by receptive fields and group normalization

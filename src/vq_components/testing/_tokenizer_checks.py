@@ -3,12 +3,10 @@
 import copy
 import io
 from functools import partial
-from typing import Any
 
 import torch
-from torch import nn
 
-from ._compare import clone, counted_by_norms, gap, state_difference, state_of
+from ._compare import clone, counted_by_norms, gap, state_difference, state_of, state_without
 from ._engine import BASIC
 from ._report import refused, require
 from ._tokenizer import TOKENIZER, TokenizerSubject
@@ -154,12 +152,13 @@ def check_encode_is_pure(model: TokenizerSubject) -> None:
     """
     for training in (True, False):
         module = model.started(training=training)
-        before = _without_norms(module)
+        counted = counted_by_norms(module)  # wherever they are called, in training mode
+        before = state_without(module, counted)
         images = model.images(2)
         kept = images.clone()
         indices = model.adapter.encode(module, images)
         require(not indices.requires_grad, "indices require grad")
-        text = state_difference(_without_norms(module), before)
+        text = state_difference(state_without(module, counted), before)
         require(not text, text)
         require(module.training == training, "the mode changed")
         require(not gap(images, kept), "the images were changed")
@@ -168,11 +167,6 @@ def check_encode_is_pure(model: TokenizerSubject) -> None:
     model.adapter.forward(module, model.images(2))
     text = state_difference(state_of(module), before)
     require(not text, f"an evaluation changed the state: {text}")
-
-
-def _without_norms(module: nn.Module) -> dict[str, Any]:
-    """The state, but for what normalizations count in training mode wherever they are called."""
-    return {name: value for name, value in state_of(module).items() if name not in counted_by_norms(module)}
 
 
 @TOKENIZER.check(
