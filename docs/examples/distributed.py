@@ -126,6 +126,7 @@ def main():
         photos, model = photographs(), build().to(device)
         train(model, photos, arguments.steps, device)
         report(model, photos, arguments.out, device)
+        dist.barrier()  # leave together: an early end can catch gloo's threads with the tensors of their last work
     finally:
         dist.destroy_process_group()
 
