@@ -103,3 +103,25 @@ def test_another_distance_is_refused(kind):
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole message is compared)
         kind(11, 3, distance="manhattan")
     assert str(error.value) == "distance must be 'euclidean' or 'cosine', but got 'manhattan'."
+
+
+@BOTH
+def test_a_start_with_fewer_vectors_than_entries_keeps_directions(kind):
+    quantizer = kind(11, 3, distance="cosine", revival=None).double()
+    quantizer(torch.randn(5, 3))
+    weight = quantizer.embedding.weight.detach()
+    torch.testing.assert_close(weight.norm(dim=1), torch.ones(11, dtype=torch.float64))
+
+
+def test_averages_of_a_file_count_its_entries_as_directions():
+    entries = torch.randn(11, 3, dtype=torch.float64)
+    z = torch.randn(40, 3, dtype=torch.float64)
+    quantizer = EMAVectorQuantizer(11, 3, distance="cosine", revival=None).double()
+    quantizer.load_state_dict({"embedding.weight": 5 * entries})
+    expected = EMAVectorQuantizer(11, 3, distance="cosine", revival=None).double()
+    expected.set_codebook_(entries)
+    for module in (quantizer, expected):
+        module(z)
+        module.update_()
+    assert not torch.equal(expected.codebook, directions(entries))
+    torch.testing.assert_close(quantizer.codebook, expected.codebook, rtol=0, atol=1e-4)

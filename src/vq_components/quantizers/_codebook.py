@@ -237,7 +237,8 @@ class Codebook(nn.Module):
                 # The averages that fit the entries: those of some code do not, and would throw unused entries far off.
                 size = state_dict.get(prefix + "cluster_size", torch.ones(len(weight), device=weight.device))
                 state_dict[prefix + "cluster_size"] = size
-                state_dict[prefix + "embed_avg"] = weight * size[:, None].to(weight.dtype)
+                entries = as_entries(weight, unit_norm=self.unit_norm)
+                state_dict[prefix + "embed_avg"] = entries * size[:, None].to(weight.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if not self.update_is_manual.is_meta:
             self._is_manual = bool(self.update_is_manual)

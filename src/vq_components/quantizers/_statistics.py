@@ -117,6 +117,7 @@ def start_(state: CodebookState, rule: UpdateRule, z: Tensor, live: Tensor) -> N
     first = pool[entry % count.clamp(min=1)]
     second = pool[(entry + lap) % count.clamp(min=1)]
     start = torch.where((lap == 0)[:, None], first, torch.lerp(first, second, 0.25))
+    start = as_entries(start, unit_norm=rule.unit_norm > 0)
     begins = ~state.started & (count > 0) & (state.updates >= rule.stage)
     state.weight.copy_(torch.where(begins, start, state.weight))
     state.started.logical_or_(begins)
