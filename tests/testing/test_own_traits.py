@@ -5,6 +5,7 @@ import pytest
 from vq_components import (
     FSQ,
     LFQ,
+    EMAVectorQuantizer,
     GumbelQuantizer,
     ProjectedQuantizer,
     ResidualQuantizer,
@@ -17,6 +18,9 @@ QUANTIZERS = {
     "one-channel": lambda: VectorQuantizer(8, 1),
     "four-entries": lambda: VectorQuantizer(4, 4),
     "large": lambda: VectorQuantizer(512, 64),
+    "wide-ema": lambda: EMAVectorQuantizer(1024, 256),
+    "one-channel-ema": lambda: EMAVectorQuantizer(8, 1),
+    "cosine-ema": lambda: EMAVectorQuantizer(256, 32, distance="cosine"),
     "rotate": lambda: VectorQuantizer(64, 8, estimator=functional.rotate),
     "fsq": lambda: FSQ((8, 8)),
     "lfq": lambda: LFQ(6),

@@ -32,7 +32,7 @@ def check_updates_leave_live_entries(subject: QuantizerSubject) -> None:
     """
     entries = _entries(subject)
     module = _set(subject, entries, revive=True)
-    rows = torch.arange(len(entries)).repeat(4)
+    rows = torch.arange(len(entries))
     for _ in range(20):
         subject.call(module, subject.from_vectors(_near(entries, rows)))
         module.update_()
@@ -48,7 +48,7 @@ def check_updates_leave_live_entries(subject: QuantizerSubject) -> None:
     applies=_revives,
 )
 def check_revival(subject: QuantizerSubject) -> None:
-    """Guards when entries are revived, which, where to, and that it lasts.
+    """Guards when entries are revived, which, where to, and that it lasts; up to 256 entries also rarely used ones.
 
     Fails it::
 
@@ -82,12 +82,14 @@ def check_revival(subject: QuantizerSubject) -> None:
     different = _different(now[dead])
     require(different == int(dead.sum()), f"{int(dead.sum())} entries revived at {different} places")
     own = (now[~dead] - entries[~dead]).norm(dim=1)
-    limit = 1e-6 if subject.traits.decay is None else 1.0
+    limit = 1e-6 if subject.traits.decay is None else max(1.0, _length(entries, spread=0.5))
     require(float(own.max()) <= limit, f"a live entry moved by {float(own.max()):.3g}")
     _check_after_revival(subject, module, dead)
-    _check_rarely_used(subject, entries, due)
+    if size <= 256:  # it takes K / threshold vectors to be rare
+        _check_rarely_used(subject, entries, due)
     if subject.traits.strict:
-        _check_rare_but_far(subject, entries, due)
+        if size <= 256:
+            _check_rare_but_far(subject, entries, due)
         _check_forgets_candidates(subject)
 
 
@@ -113,6 +115,11 @@ def check_revival_of_parts(subject: QuantizerSubject) -> None:
         require(module.revival == settings, f"revival = {settings}, but it reads {module.revival}")
 
 
+def _length(entries: Tensor, *, spread: float) -> float:
+    """Usual length of a vector of entries' width whose coordinates have this spread."""
+    return spread * math.sqrt(entries.shape[1])
+
+
 def _reviving_parts(module: Any) -> list[Any]:
     """Quantizers inside which revive their own entries."""
     inside = [part for part in module.modules() if part is not module and revives_itself(part)]
@@ -131,7 +138,7 @@ def _check_rarely_used(subject: QuantizerSubject, entries: Tensor, due: int) -> 
         before = subject.codebook(module)[0].clone()
         subject.call(module, subject.from_vectors(_near(entries, rows)))
         module.update_()
-        if float((subject.codebook(module)[0] - before).norm()) > 2.0:
+        if float((subject.codebook(module)[0] - before).norm()) > max(2.0, _length(entries, spread=0.5)):
             return
     require(False, f"an entry with one of {len(rows)} vectors in each update is not revived")
 
@@ -223,6 +230,6 @@ def check_revival_prefers_errors(subject: QuantizerSubject) -> None:
                 break
         else:
             require(False, f"no entry was revived in 400 updates (trial {trial})")
-        far = (now[1:][moved] - entries[0]).norm(dim=1) > 1.0
+        far = (now[1:][moved] - entries[0]).norm(dim=1) > _length(entries, spread=1.0)
         hits += int(far.float().mean() > 0.5)
     require(hits >= 3, f"in {4 - hits} of 4 trials most revived entries went to vectors that had their entry already")
