@@ -157,6 +157,7 @@ def subjects():
     built = {
         "cosine": (VectorQuantizer(16, 4, distance="cosine"), {"reference": plain_cosine}),
         "cosine-ema": (EMAVectorQuantizer(16, 4, distance="cosine", decay=0.9), {}),
+        "cosine-ema-many": (EMAVectorQuantizer(256, 32, distance="cosine"), {}),  # more entries than a first batch
         "rotate": (
             VectorQuantizer(16, 4, estimator=functional.rotate),
             {"estimator": "other", "reference": plain_rotate},

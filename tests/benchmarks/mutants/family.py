@@ -163,6 +163,8 @@ MUTANTS = [
     ('rotate: the gradient is NaN where vector and entry are opposite',
      'functional/_estimators.py', 'w = F.normalize(a + b, dim=-1)  #',
      'w = (a + b) / (a + b).norm(dim=-1, keepdim=True)  #'),
+    ("a start between vectors shortens directions", "quantizers/_statistics.py",
+     "    start = as_entries(start, unit_norm=rule.unit_norm > 0)\n", ""),
     ("revival set on the first part only", "quantizers/_composite.py",
      "for part in reviving:", "for part in reviving[:1]:"),
     ("vectors far below zero overflow", "quantizers/_terms.py",

@@ -181,7 +181,7 @@ MUTANTS = [
      '{"started": 1, "usage": 1,',
      '{"started": 1, "usage": 0,'),
     ('averages of a file that do not fit', BOOK,
-     'state_dict[prefix + "embed_avg"] = weight * size[:, None].to(weight.dtype)',
+     'state_dict[prefix + "embed_avg"] = entries * size[:, None].to(weight.dtype)',
      'state_dict[prefix + "embed_avg"] = weight.clone()'),
     ("no checks in encode", BASE,
      "        self._check_input(z, mask)\n        flat, live = self._flatten(z, mask)\n        with torch.autocast(z.device.type, enabled=False):\n            indices",
