@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from ._processes import run_all_of
 from ._report import Broken, CheckError, CheckFailure, CheckReport, told
 
 Subject = TypeVar("Subject")
@@ -28,7 +29,8 @@ class Check(Generic[Subject]):
     rank: int
 
 
-GATE, BASIC, OTHER = range(3)  # a gate that is shut ends the run; what breaks a basic rule often breaks others
+# A gate that is shut ends the run; what breaks a basic rule often breaks others; a long check takes seconds.
+GATE, BASIC, OTHER, LONG = range(4)
 
 
 class Kind(Generic[Subject]):
@@ -90,14 +92,14 @@ class Kind(Generic[Subject]):
         """Runs every check that applies; raises one :class:`CheckError` with all failures."""
         __tracebackhide__ = True
         check_expected(expected_failures, self.checks)
-        failures, checks = [], self.selected(subject)
-        for check in checks:
-            failure = _outcome(check, subject, expected_failures.get(check.name))
-            if failure is None:
-                continue
-            if check.rank == GATE:
+        checks = self.selected(subject)
+        tasks = [functools.partial(_outcome, check, subject, expected_failures.get(check.name)) for check in checks]
+        gates = sum(check.rank == GATE for check in checks)
+        for task in tasks[:gates]:
+            failure = task()
+            if failure is not None:
                 raise CheckError(name, [failure], total=len(checks), unrun=len(checks) - 1)
-            failures.append(failure)
+        failures = [failure for failure in run_all_of(tasks[gates:]) if failure is not None]
         ran = [check.name for check in checks]
         # What does not apply, but might if something were declared.
         left_out = {key: check.needs for key, check in self.checks.items() if check.needs and key not in ran}

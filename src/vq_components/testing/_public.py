@@ -31,7 +31,7 @@ def check_quantizer(
     traits: Any = None,
     expected_failures: Mapping[str, str] | None = None,
 ) -> CheckReport:
-    """Runs every check that applies to a quantizer.
+    """Runs every check that applies to a quantizer, on two cores where a fork of this process can have the second.
 
     Args:
         quantizer: a module, which is copied for every check and stays as it is; a function that builds one; or a

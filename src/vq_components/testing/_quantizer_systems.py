@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ._compare import backward, clone, floating_state, state_difference, state_of
+from ._engine import LONG
 from ._memory import kept_by_autograd, largest_allocation
 from ._processes import can_run_two, in_two_processes
 from ._quantizer_gradients import trained_parameters
@@ -54,6 +55,7 @@ def check_checkpointing(subject: QuantizerSubject) -> None:
 @QUANTIZER.check(
     rule="it compiles into one graph, in training and in evaluation, and gives the eager results",
     cause="a branch on a value of a tensor, .item(), or a library call that the compiler cannot follow",
+    rank=LONG,
 )
 def check_compile(subject: QuantizerSubject) -> None:
     """Guards torch.compile(fullgraph=True), with a backend that needs no compiler.
@@ -94,6 +96,7 @@ class _Call(torch.nn.Module):
 @QUANTIZER.check(
     rule="it can be exported in evaluation",
     cause="a branch on a value of a tensor, as for compile",
+    rank=LONG,
 )
 def check_export(subject: QuantizerSubject) -> None:
     """Guards deployment: torch.export of the evaluation gives the same tokens.

@@ -3,6 +3,7 @@
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,10 @@ class CheckFailure(AssertionError):
         self.rule = rule
         self.measured = measured
         self.cause = cause
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        parts = {"rule": self.rule, "measured": self.measured, "cause": self.cause}
+        return partial(CheckFailure, self.check, **parts), ()
 
 
 class CheckError(AssertionError):
