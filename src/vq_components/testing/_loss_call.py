@@ -57,7 +57,7 @@ def check_quantizer_loss_counts(loss: LossSubject) -> None:
         loss = reconstruction + weight * generator + codebook_weight * quantizer_loss.detach()
     """
     module, scene = loss.used(), loss.scene()
-    for step in (loss.traits.gen_start - 1, loss.full):
+    for step in (loss.before(loss.traits.gen_start), loss.full):
         _, grads = generator_grads(loss, module, scene, step)
         require(float(grads[2]) > 0, f"step {step}: its gradient there is {float(grads[2]):.3g}")
 
@@ -82,7 +82,7 @@ def check_loss_of_repeated_images(loss: LossSubject) -> None:
     perceptual = loss.adapter.perceptual(start)
     if perceptual is not None:
         perceptual.eval()  # what it draws is another check's concern
-    for step in (loss.traits.gen_start - 1, loss.full):
+    for step in (loss.before(loss.traits.gen_start), loss.full):
         once, grads = generator_grads(loss, clone(start), scene, step)
         again, others = generator_grads(loss, clone(start), twice, step)
         numbers = f"step {step}: the generator's loss is {float(once):.6g}, of the batch twice {float(again):.6g}"

@@ -50,7 +50,7 @@ def check_log_splits(loss: LossSubject) -> None:
         require(default == "train", f"split is {default!r} unless told")
     for player, names in enumerate((_GENERATOR, _DISCRIMINATOR)):
         module, scene = loss.used(), loss.scene()
-        for step in (loss.traits.disc_start - 1, loss.full):
+        for step in (loss.before(loss.traits.disc_start), loss.full):
             value, log = _called(loss, module, scene, step, player, "train")
             expected = {name.removeprefix("train/"): term.detach().clone() for name, term in log.items()}
             if loss.traits.strict:
@@ -84,7 +84,7 @@ def check_log_values(loss: LossSubject) -> None:
     """
     module, scene = loss.used(), loss.scene()
     start, ramp = loss.traits.gen_start, loss.traits.gen_ramp
-    for step in (start - 1, start, *([start + 1] if ramp > 2 else []), loss.full):
+    for step in (loss.before(start), start, *([start + 1] if ramp > 2 else []), loss.full):
         parts = loss.expected_generator(module, scene, step)
         expected = {"total_loss": parts["loss"], "quant_loss": parts["quantizer"]}
         if loss.traits.strict:  # others may weight what they log as they like

@@ -40,8 +40,8 @@ def check_reconstruction_pulls(loss: LossSubject) -> None:
 
         loss = -perceptual(images, reconstructions).mean()
     """
-    module, scene = loss.used(), loss.scene()
-    step = loss.traits.gen_start - 1
+    scene = loss.scene()
+    module, step = loss.unopposed(loss.used())
     value, _ = loss.generator(module, scene, step)
     (grad,) = torch.autograd.grad(value.reshape(()), scene.reconstructions, allow_unused=True)
     require(grad is not None, "no gradient at the reconstructions")
@@ -66,11 +66,12 @@ def check_generator_fools(loss: LossSubject) -> None:
         g_loss = logits_fake.mean()
     """
     module, scene = loss.used(), loss.scene()
-    _, off = generator_grads(loss, clone(module), scene, loss.traits.gen_start - 1)
+    calm, early = loss.unopposed(module)
+    _, off = generator_grads(loss, calm, scene, early)
     _, on = generator_grads(loss, clone(module), scene, loss.full)
     push = on[1] - off[1]
     network = clone(loss.adapter.network(module))
-    require(bool(push.any()), "after the start, the gradient at the last layer is that of before")
+    require(bool(push.any()), "the discriminator adds nothing to the gradient at the last layer")
     logits = network(loss.with_condition(scene.reconstructions, scene)).mean()
     (rise,) = torch.autograd.grad(logits, scene.last_layer)
     slope = float(-(push * rise).sum() / (push.norm() * rise.norm()).clamp(min=1e-30))
@@ -100,9 +101,12 @@ def check_discriminator_tells_apart(loss: LossSubject) -> None:
         value, _ = loss.discriminator(module, scene, loss.full)
         backward(value.reshape(()))
         optimizer.step()
+    images = [loss.with_condition(each.detach(), scene) for each in (scene.images, scene.reconstructions)]
     with torch.no_grad():
-        real = network(loss.with_condition(scene.images, scene)).mean()
-        fake = network(loss.with_condition(scene.reconstructions.detach(), scene)).mean()
+        pairs = [(network(images[0]).mean(), network(images[1]).mean())]
+        # As one batch too: batch normalization takes it for what it was trained on.
+        pairs.append(tuple(logits.mean() for logits in network(torch.cat(images)).chunk(2)))
+    real, fake = max(pairs, key=lambda pair: float(pair[0] - pair[1]))
     require(bool(real > fake + 0.1), f"mean logits of images {float(real):.3g}, of reconstructions {float(fake):.3g}")
 
 
@@ -145,7 +149,7 @@ def check_discriminator_leaves_generator(loss: LossSubject) -> None:
 
         logits_fake = self.discriminator(reconstructions)  # must be reconstructions.detach()
     """
-    for step in (loss.traits.disc_start - 1, loss.full):
+    for step in (loss.before(loss.traits.disc_start), loss.full):
         module, scene = loss.used(), loss.scene()
         value, _ = loss.discriminator(module, scene, step)
         if value.requires_grad:
@@ -167,7 +171,7 @@ def check_discriminator_start(loss: LossSubject) -> None:
         factor = 1.0 if step > disc_start else 0.0
     """
     start = loss.traits.disc_start
-    for step in (start - 2, start - 1, start, start + 1):
+    for step in dict.fromkeys((loss.before(start - 1), loss.before(start), start, start + 1)):
         module, scene = loss.used(), loss.scene()
         network = loss.adapter.network(module)
         before = state_of(network)
@@ -196,10 +200,12 @@ def check_generator_start(loss: LossSubject) -> None:
     """
     start, ramp = loss.traits.gen_start, loss.traits.gen_ramp
     module, scene = loss.used(), loss.scene()
-    _, off = generator_grads(loss, clone(module), scene, start - 2)
+    calm, early = loss.unopposed(module)
+    _, off = generator_grads(loss, calm, scene, early)
     _, full = generator_grads(loss, clone(module), scene, loss.full)
     whole = float((full[1] - off[1]).norm())
-    for step in (start - 1, start, start + 1, start + ramp - 1, start + ramp, start + 10 * ramp + 5):
+    before = (loss.before(start - 1), loss.before(start))
+    for step in (*before, start, start + 1, start + max(ramp - 1, 0), start + ramp, start + 10 * ramp + 5):
         share = min(1.0, (step - start + 1) / ramp) if ramp else 1.0
         expected = share if step >= start else 0.0
         _, grads = generator_grads(loss, clone(module), scene, step)
@@ -227,7 +233,7 @@ def check_weights_have_effect(loss: LossSubject) -> None:
         setattr(other, name, 2.0 * getattr(module, name) + 0.5)
         # Before the start too: there, no adaptive weight divides a common factor out.
         idle = True
-        for step in (loss.traits.gen_start - 1, loss.full):
+        for step in (loss.before(loss.traits.gen_start), loss.full):
             _, grads = generator_grads(loss, clone(module), scene, step)
             _, changed = generator_grads(loss, clone(other), scene, step)
             idle &= all(torch.allclose(a, b, rtol=1e-4, atol=1e-9) for a, b in zip(grads, changed, strict=True))

@@ -111,6 +111,18 @@ class LossSubject:
         """A step in which everything is on, with its full weight."""
         return max(self.traits.gen_start, self.traits.disc_start) + self.traits.gen_ramp + 3
 
+    def before(self, start: int) -> int:
+        """The step before a start; the first one of all for a loss that is on in it, which is asked nothing before."""
+        return start - 1 if self.traits.strict else max(start - 1, 0)
+
+    def unopposed(self, module: Any) -> tuple[Any, int]:
+        """A copy, and a step in which its discriminator does not pull at the generator."""
+        module, start = clone(module), self.traits.gen_start
+        if self.before(start) < start:
+            return module, start - 1
+        self.adapter.network(module).register_forward_hook(lambda network, inputs, logits: _Stop.apply(logits))
+        return module, self.full
+
     @property
     def declares_all(self) -> bool:
         """Whether the loss can be computed from what is declared."""
@@ -178,6 +190,18 @@ class LossSubject:
         """How far two values are apart, within the tolerance."""
         scale = float(expected.detach().abs().max()) if expected.numel() else 0.0
         return differ(actual.float(), expected.float(), rtol=self.traits.rtol, atol=1e-6 + self.traits.rtol * scale)
+
+
+class _Stop(torch.autograd.Function):
+    """The same values, with a gradient of 0: the adaptive weight still finds a graph."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return torch.zeros_like(grads[0])
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ def _declares_all(subject: LossSubject) -> bool:
 
 def _steps(subject: LossSubject) -> list[int]:
     start, ramp = subject.traits.gen_start, subject.traits.gen_ramp
-    return [start - 1, start, *([start + ramp // 2] if ramp else []), subject.full]
+    return [subject.before(start), start, *([start + ramp // 2] if ramp else []), subject.full]
 
 
 @LOSS.check(
