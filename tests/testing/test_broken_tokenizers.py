@@ -113,6 +113,39 @@ def test_an_encoder_without_a_graph_raises_no_alarm():
     testing.check_tokenizer_gradients(model, traits=TRAITS)
 
 
+ANSWERS = {
+    "dict": lambda self, images, x, codes, loss: {"z": self.down(images), "codes": codes, "vq": loss, "x": x},
+    "dict by other names": lambda self, images, x, codes, loss: {
+        "x_rec": x,
+        "out": {"ids": codes, "perplexity": loss, "loss": loss},
+        "loss": loss,
+    },
+    "pair": lambda self, images, x, codes, loss: (codes, x),
+    "list": lambda self, images, x, codes, loss: [loss, x, codes],
+}
+
+
+@pytest.mark.parametrize("form", ANSWERS)
+def test_an_answer_is_told_by_shapes_and_types(form):
+    def forward(self, images):
+        return ANSWERS[form](self, images, *Plain.forward(self, images))
+
+    torch.manual_seed(0)
+    model = type("Other", (Plain,), {"forward": forward})()
+    failures = {"check_tokenizer_gradients": "no loss"} if form == "pair" else {}
+    report = testing.check_tokenizer(model, traits=TRAITS, expected_failures=failures)
+    assert "check_token_grid" in report.passed
+
+
+def test_an_answer_without_images_is_told():
+    def forward(self, images):
+        reconstructions, indices, loss = Plain.forward(self, images)
+        return {"x": reconstructions[:, :1], "codes": indices, "loss": loss}
+
+    with pytest.raises(CheckFailure, match=r"no images of shape \(2, 3, 32, 32\).*\(2, 1, 32, 32\).*TokenizerAdapter"):
+        testing.check_tokenizer_call(type("Grey", (Plain,), {"forward": forward})(), traits=TRAITS)
+
+
 @pytest.mark.parametrize(
     ("adapter", "measured"),
     [

@@ -25,7 +25,7 @@ class Check(Generic[Subject]):
     name: str
     function: Callable[..., None]
     applies: Callable[[Subject], bool]
-    needs: str
+    needs: Callable[[Subject], str]
     rank: int
 
 
@@ -52,12 +52,13 @@ class Kind(Generic[Subject]):
         rule: str,
         cause: str,
         applies: Callable[[Subject], bool] = lambda subject: True,
-        needs: str = "",
+        needs: str | Callable[[Subject], str] = "",
         rank: int = OTHER,
     ) -> Callable[[Callable[[Subject], None]], Callable[..., None]]:
         """Makes a public check of a function of one subject; see any of them for how it is called.
 
-        Where it does not apply, ``needs`` says what to declare for it, if a declaration may be all that is missing.
+        Where it does not apply, ``needs`` says what to declare for it, if a declaration may be all that is missing; a
+        function of the subject leaves out what is there.
         """
 
         def decorate(body: Callable[[Subject], None]) -> Callable[..., None]:
@@ -78,7 +79,7 @@ class Kind(Generic[Subject]):
                     *(inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None) for key in _OPTIONS),
                 ]
             )
-            self.checks[name] = Check(name, run, applies, needs, rank)
+            self.checks[name] = Check(name, run, applies, needs if callable(needs) else lambda subject: needs, rank)
             return run
 
         return decorate
@@ -102,10 +103,16 @@ class Kind(Generic[Subject]):
         failures = [failure for failure in run_all_of(tasks[gates:]) if failure is not None]
         ran = [check.name for check in checks]
         # What does not apply, but might if something were declared.
-        left_out = {key: check.needs for key, check in self.checks.items() if check.needs and key not in ran}
+        needs = {key: check.needs(subject) for key, check in self.checks.items() if key not in ran}
+        left_out = {key: text for key, text in needs.items() if text}
         if failures:
             raise CheckError(name, failures, total=len(checks), left_out=left_out)
         return CheckReport(name, tuple(key for key in ran if key not in expected_failures), left_out)
+
+
+def missing(*needs: tuple[Callable[[Any], bool], str]) -> Callable[[Any], str]:
+    """Of several things that a check needs, those that are not there."""
+    return lambda subject: ", and ".join(text for holds, text in needs if not holds(subject))
 
 
 _OPTIONS = ("traits", "adapter")

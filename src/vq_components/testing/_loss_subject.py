@@ -124,13 +124,18 @@ class LossSubject:
         return module, self.full
 
     @property
+    def undeclared(self) -> str:
+        """What has to be declared beside the rest to compute the loss; nothing helps with one that draws."""
+        t = self.traits
+        names = ("disc_loss", "pixel", "perceptual", "adversarial", "factor", "codebook")
+        parts = [f"{name}=" for name in names if getattr(t, name) is None]
+        parts += ["delta= or adaptive=False"] if t.adaptive and t.delta is None else []
+        return "" if t.stochastic else ", ".join(parts)
+
+    @property
     def declares_all(self) -> bool:
         """Whether the loss can be computed from what is declared."""
-        t = self.traits
-        if t.stochastic:
-            return False
-        delta = t.delta if t.adaptive else 0.0
-        return None not in (t.disc_loss, t.pixel, t.perceptual, t.adversarial, t.factor, t.codebook, delta)
+        return not (self.traits.stochastic or self.undeclared)
 
     def factor_at(self, step: int) -> float:
         """``disc_factor * ramp`` of the generator."""

@@ -93,7 +93,7 @@ def check_repeatable(loss: LossSubject) -> None:
     rule="the generator's loss is the declared sum, and its terms are its parts",
     cause="a weight on the wrong term, a mean over a part of the dimensions, or a squared instead of an absolute error",
     applies=_declares_all,
-    needs="disc_loss=, pixel=, perceptual=, adversarial=, factor=, codebook=, and delta= or adaptive=False",
+    needs=lambda subject: subject.undeclared,
 )
 def check_generator_values(loss: LossSubject) -> None:
     """Guards every number of the generator's pass by plain autograd: before the start, in the ramp, and after it.
@@ -114,7 +114,7 @@ def check_generator_values(loss: LossSubject) -> None:
     rule="the generator's gradients are those of the declared sum, with the adaptive weight as a constant",
     cause="an adaptive weight that is not detached, or a gradient scale that is not divided out",
     applies=_declares_all,
-    needs="disc_loss=, pixel=, perceptual=, adversarial=, factor=, codebook=, and delta= or adaptive=False",
+    needs=lambda subject: subject.undeclared,
 )
 def check_generator_gradients(loss: LossSubject) -> None:
     """Guards the gradients at the last layer, at what is before it, and at the quantizer's loss.
@@ -142,7 +142,7 @@ def check_generator_gradients(loss: LossSubject) -> None:
     rule="the discriminator's loss, its terms and its gradients are those of the declared pair",
     cause="a margin or a sign of the hinge, a missing half, or real and fake swapped",
     applies=lambda subject: subject.traits.disc_loss is not None and not subject.traits.stochastic,
-    needs="disc_loss=, and factor= if the scale of the loss is to be compared as well",
+    needs=lambda subject: "" if subject.traits.stochastic else "disc_loss=, and factor= if its scale is compared too",
 )
 def check_discriminator_values(loss: LossSubject) -> None:
     """Guards every number of the discriminator's pass by plain autograd.

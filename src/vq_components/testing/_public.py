@@ -73,8 +73,8 @@ def check_tokenizer(
     Args:
         model: a module, which is copied for every check; or a :class:`TokenizerSubject`.
         name: as in :func:`check_quantizer`.
-        adapter: how to use it; needed unless it returns ``(reconstructions, indices, loss, ...)`` and has ``encode``
-            and ``decode``.
+        adapter: how to use it; needed unless it has ``encode`` and ``decode`` and returns ``(reconstructions, indices,
+            loss, ...)``, or a dict or pair in which these are told apart by shape and type.
         traits: what it declares; needed unless a subject brings it.
         expected_failures: as in :func:`check_quantizer`.
 

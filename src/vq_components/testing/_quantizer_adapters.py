@@ -3,10 +3,11 @@
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._compare import as_loss_tensor
 from ._quantizer_traits import QuantizerTraits
@@ -31,7 +32,8 @@ class QuantizerAdapter:
         encode: ``(module, z) -> indices``, as ``call`` gives them.
         decode: ``(module, indices, shape) -> quantized``, of such indices, where ``shape`` is that of the ``z`` they
             stand for.
-        codebook: ``(module) -> (K, D)``.
+        codebook: ``(module) -> (K, D)``; if neither it nor ``traits`` is told, the parameter or buffer whose rows come
+            out.
         traits: ``(module) -> QuantizerTraits``, used where none are given.
     """
 
@@ -57,22 +59,22 @@ def find_result(answer: Any, z: Tensor) -> QuantizerResult:
     """
     if all(hasattr(answer, name) for name in ("quantized", "indices", "loss")):
         return QuantizerResult(answer.quantized, answer.indices, answer.loss, getattr(answer, "terms", None))
-    tensors = list(_tensors(answer))
+    tensors = list(tensors_in(answer))
     outputs = [t for t in tensors if t.is_floating_point() and t.ndim == z.ndim and t.shape[0] == z.shape[0]]
     indices = [t for t in tensors if not t.is_floating_point() and t.dtype != torch.bool]
     if not outputs or not indices:
         found = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors) or "no tensor"
         raise TypeError(f"no quantized vectors and indices in the answer ({found}): pass an adapter that finds them")
-    return QuantizerResult(outputs[0], indices[0], _find_loss(answer, outputs[0]))
+    return QuantizerResult(outputs[0], indices[0], find_loss(answer, outputs[0]))
 
 
-def _find_loss(answer: Any, output: Tensor) -> Tensor:
+def find_loss(answer: Any, output: Tensor) -> Tensor:
     """The number called loss, the only one, or the only one beside the output."""
     named = answer.get("loss") if isinstance(answer, dict) else getattr(answer, "loss", None)
     if isinstance(named, Tensor):
         return named
     beside = [value for value in answer if isinstance(value, Tensor)] if isinstance(answer, (tuple, list)) else []
-    for tensors in (beside, list(_tensors(answer))):
+    for tensors in (beside, list(tensors_in(answer))):
         losses = [t for t in tensors if t.is_floating_point() and t.numel() == 1 and t is not output]
         if len(losses) > 1:
             raise TypeError(f"{len(losses)} single numbers in the answer: pass an adapter that says which is the loss")
@@ -81,12 +83,13 @@ def _find_loss(answer: Any, output: Tensor) -> Tensor:
     return output.new_zeros(())
 
 
-def _tensors(answer: Any) -> Iterator[Tensor]:
+def tensors_in(answer: Any) -> Iterator[Tensor]:
+    """All of them, in whatever nesting of tuples, lists and dicts."""
     if isinstance(answer, Tensor):
         yield answer
     elif isinstance(answer, (dict, tuple, list)):
         for value in answer.values() if isinstance(answer, dict) else answer:
-            yield from _tensors(value)
+            yield from tensors_in(value)
 
 
 def as_adapter(adapter: Any, module: Any) -> QuantizerAdapter:
@@ -131,6 +134,26 @@ def _find_codebook(module: Any) -> Callable[[Any], Tensor] | None:
     if isinstance(weight, Tensor) and weight.ndim == 2:
         return lambda module: module.embedding.weight
     return None
+
+
+def recognize_codebook(
+    module: nn.Module, rows: Tensor, outputs: Tensor, size: int, same: Callable[[Tensor, Tensor], bool]
+) -> Callable[[Any], Tensor] | None:
+    """The parameter or buffer, of whatever name and as ``(K, D)`` or ``(D, K)``, whose rows are the outputs."""
+    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers())]:
+        for turned in (False, True):
+            entries = _entries(module, name, turned=turned)
+            if entries.shape == (size, outputs.shape[1]) and same(entries.detach()[rows], outputs):
+                return partial(_entries, name=name, turned=turned)
+    return None
+
+
+def _entries(module: Any, name: str, *, turned: bool) -> Tensor:
+    """A tensor of a module as a matrix, as it is where it is one; not a matrix, if it cannot be."""
+    path, _, last = name.rpartition(".")
+    tensor: Tensor = getattr(module.get_submodule(path), last)
+    matrix = tensor[0] if tensor.ndim == 3 and len(tensor) == 1 else tensor
+    return matrix.T if turned and matrix.ndim == 2 else matrix
 
 
 def find_traits(module: Any, adapter: QuantizerAdapter) -> QuantizerTraits:

@@ -1,15 +1,27 @@
 """A quantizer under test: fresh copies of it, inputs for it, and its answers in one form."""
 
+import contextlib
 import math
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from ._compare import backward, clone, differ, gap, state_difference, state_of
-from ._engine import Kind
-from ._quantizer_adapters import QuantizerAdapter, QuantizerResult, as_adapter, as_result, find_traits, revives_itself
+from ._engine import Kind, isolated
+from ._quantizer_adapters import (
+    QuantizerAdapter,
+    QuantizerResult,
+    as_adapter,
+    as_result,
+    find_traits,
+    recognize_codebook,
+    revives_itself,
+)
 from ._quantizer_traits import QuantizerTraits
 
 
@@ -46,7 +58,39 @@ class QuantizerSubject:
                 f"Checks need a codebook of at least 4 entries to tell right from wrong, "
                 f"but got {self.traits.codebook_size}. Pass a quantizer with more."
             )
+        self._recognize_codebook()
         self.expected_failures = dict(expected_failures or {})
+
+    def _recognize_codebook(self) -> None:
+        """Looks for one of an unknown name; warns if none is found although something is declared of it."""
+        traits = self.traits
+        told = self.adapter.codebook is not None or self.adapter.traits is not None  # which knows its objects
+        if told or traits.composite or traits.index_shape or not traits.codebook_size:
+            return
+        with isolated(), contextlib.suppress(Exception):  # what cannot be called is told by a check
+            module = self.started(training=False)
+            result = self.call(module, self.input(48))
+            codebook = recognize_codebook(
+                module,
+                self.flat(result.indices).long(),
+                self.vectors(result.quantized),
+                traits.codebook_size,
+                self._same,
+            )
+            self.adapter = replace(self.adapter, codebook=codebook)
+        if self.adapter.codebook is None and traits.distance is not None:
+            warnings.warn(
+                f"distance={traits.distance!r} of {self.name} is declared but not checked: there is no codebook, or "
+                f"embedding.weight, and no parameter or buffer whose rows come out. Pass adapter=QuantizerAdapter("
+                f"call=..., codebook=lambda module: ...).",
+                stacklevel=3,
+            )
+
+    def _same(self, entries: Tensor, outputs: Tensor) -> bool:
+        """Whether outputs are such entries; by their direction, if that is all that counts."""
+        if self.traits.distance == "cosine":
+            entries, outputs = (normalize(each, dim=1) for each in (entries, outputs))
+        return not self.about(outputs, entries)
 
     def fresh(self) -> Any:
         """A copy in training mode, as it was given."""
@@ -229,6 +273,9 @@ QUANTIZER: Kind[QuantizerSubject] = Kind("quantizer", as_quantizer)
 def has_codebook(subject: QuantizerSubject) -> bool:
     """Whether its entries can be read."""
     return subject.adapter.codebook is not None
+
+
+NEEDS_CODEBOOK = (has_codebook, "a codebook: none was found, so the adapter's codebook=")
 
 
 def has_setter(subject: QuantizerSubject) -> bool:

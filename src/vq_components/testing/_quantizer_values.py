@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ._compare import gap
-from ._engine import BASIC
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_decode, has_encode
+from ._engine import BASIC, missing
+from ._quantizer_subject import NEEDS_CODEBOOK, QUANTIZER, QuantizerSubject, has_codebook, has_decode, has_encode
 from ._report import refused, require
 
 
@@ -16,7 +16,7 @@ from ._report import refused, require
     rule="decode(indices) is what the forward returned, for the same codebook",
     cause="the codebook is updated in the same forward, after the look-up; or decode uses another order or projection",
     applies=has_decode,
-    needs="a way back from indices, by a method decode or the adapter's decode=",
+    needs="a method decode, or the adapter's decode=",
     rank=BASIC,
 )
 def check_decode_inverts_forward(subject: QuantizerSubject) -> None:
@@ -41,7 +41,10 @@ def check_decode_inverts_forward(subject: QuantizerSubject) -> None:
     rule="in evaluation, decode(encode(z)) is what the forward returns",
     cause="encode and forward look up in different ways, or encode returns another layout",
     applies=has_encode,
-    needs="a way to the indices alone, by a method encode or the adapter's encode=, and decode",
+    needs=missing(
+        (lambda subject: subject.adapter.encode is not None, "a method encode, or the adapter's encode="),
+        (has_decode, "a method decode, or the adapter's decode="),
+    ),
 )
 def check_encode(subject: QuantizerSubject) -> None:
     """Guards that tokens written to disk are those of the forward.
@@ -95,6 +98,7 @@ def check_decode_of_no_index(subject: QuantizerSubject) -> None:
     rule="every output vector is an entry of the codebook, the one that its index names",
     cause="an output that is blended with the input, scaled, or taken from another version of the codebook",
     applies=lambda subject: has_codebook(subject) and not subject.traits.composite and not subject.traits.stochastic,
+    needs=lambda subject: "" if subject.traits.composite else missing(NEEDS_CODEBOOK)(subject),
 )
 def check_output_is_an_entry(subject: QuantizerSubject) -> None:
     """Guards the bottleneck itself: nothing but the index passes.
@@ -120,7 +124,10 @@ def check_output_is_an_entry(subject: QuantizerSubject) -> None:
     applies=lambda subject: (
         has_codebook(subject) and subject.traits.distance is not None and not subject.traits.stochastic
     ),
-    needs="distance=, if the entry is the nearest one, and a codebook, by an attribute or the adapter's codebook=",
+    needs=missing(
+        (lambda subject: subject.traits.distance is not None, "distance=, if the entry is the nearest one"),
+        NEEDS_CODEBOOK,
+    ),
 )
 def check_nearest_entry(subject: QuantizerSubject) -> None:
     """Guards the search against a brute force in float64, for codebooks of several scales; of ties, the first wins.

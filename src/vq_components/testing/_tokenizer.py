@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._compare import as_loss_tensor, clone, differ, gap
 from ._engine import Kind
+from ._quantizer_adapters import find_loss, tensors_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +64,21 @@ class TokenizerAdapter:
     decode: Callable[[Any, Tensor], Tensor] = lambda module, indices: module.decode(indices)
 
 
-def _forward(module: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    reconstructions, indices, loss, *_ = module(images)
-    return reconstructions, indices, loss
+def _forward(module: Any, images: Tensor) -> tuple[Any, ...]:
+    """In the usual order, or found by shapes and types: images, integers, and one number."""
+    answer = module(images)
+    if isinstance(answer, tuple) and len(answer) >= 3:
+        return tuple(answer[:3])
+    tensors = list(tensors_in(answer))
+    reconstructions = [t for t in tensors if t.is_floating_point() and t.shape == images.shape]
+    indices = [t for t in tensors if not t.is_floating_point() and t.dtype != torch.bool]
+    if not reconstructions or not indices:
+        found = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors) or "no tensor"
+        raise TypeError(
+            f"no images of shape {tuple(images.shape)} and indices in the answer ({found}): pass "
+            f"TokenizerAdapter(forward=...) that gives (reconstructions, indices, loss)"
+        )
+    return reconstructions[0], indices[0], find_loss(answer, reconstructions[0])
 
 
 def _with_tensor(forward: Callable[[Any, Tensor], tuple[Any, ...]], module: Any, images: Tensor) -> tuple[Any, ...]:
@@ -109,8 +122,8 @@ class TokenizerSubject:
         model: the module, which is copied for every check.
         traits: what it declares.
         name: what reports and test ids call it; its class's name unless told.
-        adapter: how to use it; needed unless it returns ``(reconstructions, indices, loss, ...)`` and has ``encode``
-            and ``decode``.
+        adapter: how to use it; needed unless it has ``encode`` and ``decode`` and returns ``(reconstructions, indices,
+            loss, ...)``, or a dict or pair in which these are told apart by shape and type.
         expected_failures: names of checks that must fail, each with the reason.
     """
 

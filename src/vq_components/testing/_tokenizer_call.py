@@ -13,7 +13,8 @@ from ._tokenizer import TOKENIZER, TokenizerSubject
 
 @TOKENIZER.check(
     rule="forward gives (reconstructions, indices, loss), and there are ways to encode images and to decode indices",
-    cause="traits that do not fit, such as image_shape=; or an adapter without forward=, encode= or decode= that fits",
+    cause="an answer in another form or methods of other names, which an adapter's forward=, encode= and decode= tell; "
+    "or traits that do not fit, such as image_shape=",
     rank=GATE,
 )
 def check_tokenizer_call(model: TokenizerSubject) -> None:
