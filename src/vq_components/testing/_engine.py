@@ -173,7 +173,7 @@ def isolated(seed: int = 0) -> Iterator[None]:
     """
     threads, default = torch.get_num_threads(), torch.get_default_dtype()
     with _silent(), torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        torch.manual_seed(_SEED + seed)
+        torch.default_generator.manual_seed(_SEED + seed)
         torch.set_num_threads(1)
         torch.set_default_dtype(torch.float32)
         try:

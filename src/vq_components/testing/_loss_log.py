@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._compare import gap
+from ._compare import drawn, gap
 from ._loss_adapters import Answer, Scene
-from ._loss_subject import LOSS, LossSubject, drawn
+from ._loss_subject import LOSS, LossSubject
 from ._report import refused, require
 
 _GENERATOR = ("total_loss", "quant_loss", "nll_loss", "rec_loss", "p_loss", "d_weight", "disc_factor", "g_loss")

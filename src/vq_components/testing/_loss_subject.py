@@ -1,15 +1,14 @@
 """A loss under test: how to call both of its players, a scene to call it on, and what it should answer."""
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._compare import clone, differ
+from ._compare import clone, differ, drawn
 from ._engine import Kind
 from ._loss_adapters import Answer, LossAdapter, LossTraits, Scene, own_loss, taming_loss
 
@@ -207,14 +206,6 @@ class _Stop(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         return torch.zeros_like(grads[0])
-
-
-@contextlib.contextmanager
-def drawn(seed: int) -> Iterator[None]:
-    """A known random state, and afterwards the one of before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 def as_loss(loss: Any, **options: Any) -> LossSubject:

@@ -3,11 +3,10 @@
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._compare import as_loss_tensor
 from ._quantizer_traits import QuantizerTraits
@@ -134,26 +133,6 @@ def _find_codebook(module: Any) -> Callable[[Any], Tensor] | None:
     if isinstance(weight, Tensor) and weight.ndim == 2:
         return lambda module: module.embedding.weight
     return None
-
-
-def recognize_codebook(
-    module: nn.Module, rows: Tensor, outputs: Tensor, size: int, same: Callable[[Tensor, Tensor], bool]
-) -> Callable[[Any], Tensor] | None:
-    """The parameter or buffer, of whatever name and as ``(K, D)`` or ``(D, K)``, whose rows are the outputs."""
-    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers())]:
-        for turned in (False, True):
-            entries = _entries(module, name, turned=turned)
-            if entries.shape == (size, outputs.shape[1]) and same(entries.detach()[rows], outputs):
-                return partial(_entries, name=name, turned=turned)
-    return None
-
-
-def _entries(module: Any, name: str, *, turned: bool) -> Tensor:
-    """A tensor of a module as a matrix, as it is where it is one; not a matrix, if it cannot be."""
-    path, _, last = name.rpartition(".")
-    tensor: Tensor = getattr(module.get_submodule(path), last)
-    matrix = tensor[0] if tensor.ndim == 3 and len(tensor) == 1 else tensor
-    return matrix.T if turned and matrix.ndim == 2 else matrix
 
 
 def find_traits(module: Any, adapter: QuantizerAdapter) -> QuantizerTraits:

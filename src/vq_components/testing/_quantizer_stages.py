@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._compare import clone, state_difference, state_of, use_of
+from ._compare import clone, drawn, state_difference, state_of, use_of
 from ._quantizer_adapters import QuantizerResult
 from ._quantizer_subject import QUANTIZER, QuantizerSubject
 from ._report import require
@@ -116,8 +116,7 @@ def check_unused_stages_rest(subject: QuantizerSubject) -> None:
     for seed in range(12):
         module = subject.started()
         before = state_of(module)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawn(seed):
             result = subject.call(module, subject.input(60).requires_grad_())
         used = int((subject.flat(result.indices)[0] >= 0).sum())
         torch.autograd.backward(result.loss.reshape(()) + result.quantized.sum())

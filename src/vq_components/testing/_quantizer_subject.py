@@ -2,16 +2,14 @@
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from ._compare import backward, clone, differ, gap, state_difference, state_of
+from ._compare import backward, clone, differ, drawn, gap, state_difference, state_of
 from ._engine import Kind, isolated
 from ._quantizer_adapters import (
     QuantizerAdapter,
@@ -19,10 +17,12 @@ from ._quantizer_adapters import (
     as_adapter,
     as_result,
     find_traits,
-    recognize_codebook,
     revives_itself,
 )
+from ._quantizer_recognition import may_have_codebook, recognize_codebook, warn_of_unchecked
 from ._quantizer_traits import QuantizerTraits
+
+_START = 0x57A7  # no seed that a user takes, as that of the checks
 
 
 class QuantizerSubject:
@@ -47,6 +47,7 @@ class QuantizerSubject:
         expected_failures: Mapping[str, str] | None = None,
     ) -> None:
         self._source = quantizer
+        self._started: Any = None
         sample = self.fresh()
         self.name = name or type(sample).__name__
         # A product of another number of rows may round in another way.
@@ -58,39 +59,18 @@ class QuantizerSubject:
                 f"Checks need a codebook of at least 4 entries to tell right from wrong, "
                 f"but got {self.traits.codebook_size}. Pass a quantizer with more."
             )
-        self._recognize_codebook()
+        if self.adapter.codebook is None and self.adapter.traits is None and may_have_codebook(self.traits):
+            self._recognize_codebook()
+        warn_of_unchecked(self.name, self.adapter, self.traits)
         self.expected_failures = dict(expected_failures or {})
 
     def _recognize_codebook(self) -> None:
-        """Looks for one of an unknown name; warns if none is found although something is declared of it."""
-        traits = self.traits
-        told = self.adapter.codebook is not None or self.adapter.traits is not None  # which knows its objects
-        if told or traits.composite or traits.index_shape or not traits.codebook_size:
-            return
         with isolated(), contextlib.suppress(Exception):  # what cannot be called is told by a check
             module = self.started(training=False)
             result = self.call(module, self.input(48))
-            codebook = recognize_codebook(
-                module,
-                self.flat(result.indices).long(),
-                self.vectors(result.quantized),
-                traits.codebook_size,
-                self._same,
-            )
+            rows, outputs = self.flat(result.indices).long(), self.vectors(result.quantized)
+            codebook = recognize_codebook(module, rows, outputs, self.traits)
             self.adapter = replace(self.adapter, codebook=codebook)
-        if self.adapter.codebook is None and traits.distance is not None:
-            warnings.warn(
-                f"distance={traits.distance!r} of {self.name} is declared but not checked: there is no codebook, or "
-                f"embedding.weight, and no parameter or buffer whose rows come out. Pass adapter=QuantizerAdapter("
-                f"call=..., codebook=lambda module: ...).",
-                stacklevel=3,
-            )
-
-    def _same(self, entries: Tensor, outputs: Tensor) -> bool:
-        """Whether outputs are such entries; by their direction, if that is all that counts."""
-        if self.traits.distance == "cosine":
-            entries, outputs = (normalize(each, dim=1) for each in (entries, outputs))
-        return not self.about(outputs, entries)
 
     def fresh(self) -> Any:
         """A copy in training mode, as it was given."""
@@ -119,11 +99,21 @@ class QuantizerSubject:
 
         Stages may start one after the other: there are more batches than stages.
         """
-        module = self.fresh()
-        for _ in range(2 + math.prod(self.traits.index_shape)):
-            self.call(module, self.input(8 * self.some))
-        self.update(module)
+        if self._started is None:
+            self._started = self._start()
+        try:
+            module = clone(self._started)
+        except RuntimeError:  # as in copy; what it keeps beside its state must stay
+            module = self._start()
         return module.train(training)
+
+    def _start(self) -> Any:
+        with drawn(_START):  # the same one, whichever check is the first to ask
+            module = self.fresh()
+            for _ in range(2 + math.prod(self.traits.index_shape)):
+                self.call(module, self.input(8 * self.some))
+            self.update(module)
+        return module
 
     def at_stages(self) -> dict[str, Any]:
         """A copy at each stage of life."""
@@ -204,8 +194,7 @@ class QuantizerSubject:
 
     def call_copy(self, module: Any, z: Tensor, mask: Tensor | None = None, *, seed: int = 1) -> QuantizerResult:
         """Calls a copy, with a known random state, so that the module itself stays as it is."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawn(seed):
             return self.call(self.copy(module), z, mask)
 
     def input_gradient(self, module: Any, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ._compare import backward, clone, floating_state, state_difference, state_of
+from ._compare import backward, clone, drawn, floating_state, state_difference, state_of
 from ._engine import LONG
 from ._memory import kept_by_autograd, largest_allocation
 from ._processes import can_run_two, in_two_processes
@@ -214,8 +214,7 @@ def _has_state(subject: QuantizerSubject) -> bool:
     """Whether a training forward changes anything: what is not learned by gradient alone."""
     module = subject.fresh()
     before = state_of(module)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with drawn(0):
         subject.call(module, subject.input(96))
     return bool(state_difference(state_of(module), before))
 
