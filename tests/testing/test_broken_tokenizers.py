@@ -166,3 +166,32 @@ def test_an_adapter_that_does_not_fit_is_told(adapter, measured):
     fits = TokenizerAdapter(forward=lambda module, images: module(images))
     with pytest.raises(CheckFailure, match=measured):
         testing.check_tokenizer_call(Plain(), traits=TRAITS, adapter=dataclasses.replace(fits, **adapter))
+
+
+class WithLayer(Plain):
+    """Several pixels of a position from one layer, each with a bias of its own, and what may come behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Sequential(nn.Conv2d(4, 16, 1), nn.SiLU(), nn.Conv2d(16, 48, 1), nn.PixelShuffle(4), self.behind())
+
+    def behind(self):
+        return nn.Identity()
+
+    @property
+    def last_layer(self):
+        return self.up[2].weight
+
+
+@pytest.mark.parametrize("behind", [nn.Identity, nn.Tanh])
+def test_a_last_layer_of_many_colors_raises_no_alarm(behind):
+    torch.manual_seed(0)
+    model = type("Shuffled", (WithLayer,), {"behind": lambda self: behind()})()
+    assert "check_last_layer" in testing.check_tokenizer(model, traits=TRAITS).passed
+
+
+def test_a_layer_that_is_not_the_last_is_seen():
+    torch.manual_seed(0)
+    model = type("Earlier", (WithLayer,), {"last_layer": property(lambda self: self.up[0].weight)})()
+    with pytest.raises(CheckFailure, match="are not affine"):
+        testing.check_last_layer(model, traits=TRAITS)

@@ -1,6 +1,8 @@
 """A codebook of any name and layout is recognized by what comes out of it, and checked like others."""
 
+import dataclasses
 import warnings
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -130,3 +132,118 @@ def test_an_object_that_cannot_be_called_is_told_by_its_check():
         found, error = failing(Raising())
     assert found == {"check_quantizer_call"}
     assert "not today" in str(error)
+
+
+class Turned(Codes):
+    """``(D, K)`` under a name that others give to ``(K, D)``."""
+
+    def __init__(self):
+        super().__init__()
+        self.codebook = nn.Parameter(self.codes.detach().T.contiguous())
+        del self.codes
+
+    def entries(self):
+        return self.codebook.T
+
+
+class Mapped(Codes):
+    """One linear map of entries that stay as they are, which have the name that others give to the codebook."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(16, 4).requires_grad_(False)
+        self.map = nn.Linear(4, 4)
+        del self.codes
+
+    def entries(self):
+        return self.map(self.embedding.weight)
+
+
+class Shifted(Codes):
+    """A codebook of the usual name, of which the entry next to the one that the index names comes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding.from_pretrained(self.codes.detach(), freeze=False)
+        del self.codes
+
+    def entries(self):
+        return self.embedding.weight
+
+    def forward(self, z):
+        quantized, indices, loss = super().forward(z)
+        return quantized, (indices + 1) % 16, loss
+
+
+@dataclasses.dataclass
+class Answer:
+    z_q: torch.Tensor
+    ids: torch.Tensor
+    penalty: torch.Tensor
+
+
+def test_a_usual_name_for_another_layout_raises_no_alarm():
+    torch.manual_seed(0)
+    assert "check_nearest_entry" in check_quantizer(Turned(), traits=TRAITS).passed
+
+
+@pytest.mark.parametrize("distance", [None, "euclidean"])
+@pytest.mark.filterwarnings("ignore:distance='euclidean' of Mapped is declared but not checked")
+def test_a_usual_name_for_something_else_raises_no_alarm(distance):
+    torch.manual_seed(0)
+    traits = dataclasses.replace(TRAITS, distance=distance)
+    report = check_quantizer(Mapped(), traits=traits)
+    assert "check_output_is_an_entry" in report.left_out
+
+
+def test_an_index_of_another_entry_is_seen():
+    torch.manual_seed(0)
+    assert {"check_output_is_an_entry", "check_nearest_entry"} <= failing(Shifted())[0]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [lambda q, i, loss: OrderedDict(z_q=q, ids=i, loss=loss), Answer, lambda q, i, loss: {"a": [i, q], "loss": loss}],
+)
+def test_answers_of_many_forms_are_read(form):
+    def forward(self, z):
+        return form(*Codes.forward(self, z))
+
+    report = check_quantizer(built(forward=forward), traits=TRAITS)
+    assert {"check_compile", "check_nearest_entry"} <= set(report.passed)
+
+
+class Heads(nn.Module):
+    """Two heads that share one codebook of two channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.codebook = nn.Parameter(torch.randn(16, 2))
+
+    def forward(self, z):
+        if z.shape[1] != 4:
+            raise ValueError(f"expected 4 channels, but got {z.shape[1]}")
+        with torch.autocast(z.device.type, enabled=False):
+            moved = z.float().movedim(1, -1)
+            flat, book = moved.reshape(-1, 2), self.codebook
+            score = flat.detach() @ book.detach().T - 0.5 * book.detach().square().sum(dim=1)
+            indices = score.nan_to_num(nan=-torch.inf).argmax(dim=1)
+            entries, count = book[indices], max(flat.numel(), 1)
+            loss = 0.25 * (flat - entries.detach()).square().sum() / count
+            loss = loss + (entries - flat.detach()).square().sum() / count
+            quantized = flat + (entries - flat).detach()
+        return quantized.view(moved.shape).movedim(-1, 1).to(z.dtype), indices.view(*moved.shape[:-1], 2), loss
+
+
+def test_heads_that_share_a_codebook_raise_no_alarm():
+    torch.manual_seed(0)
+    traits = QuantizerTraits(
+        dim=4,
+        codebook_size=16,
+        space=(2,),
+        index_shape=(2,),
+        composite=True,
+        commitment_weight=0.25,
+        codebook_weight=1.0,
+    )
+    assert "check_loss_gradients" in check_quantizer(Heads(), traits=traits).passed

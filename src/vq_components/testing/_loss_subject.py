@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from ._compare import clone, differ, drawn
 from ._engine import Kind
 from ._loss_adapters import Answer, LossAdapter, LossTraits, Scene, own_loss, taming_loss
+
+_WEIGHTS = "parametrizations"  # what makes the weights of a layer is none itself
 
 
 class LossSubject:
@@ -61,7 +64,8 @@ class LossSubject:
                 weight.mul_(gain)
             if gain >= 1:
                 logits = network(self.with_condition(scene.images, scene))
-                weights[-1].mul_(2.0 / logits.std().clamp(min=1e-3))
+                least = logits.abs().mean() / 2  # alike, they may be far from 0, where a softplus is flat
+                weights[-1].mul_(2.0 / logits.std().clamp(min=1e-3).maximum(least))
         return module
 
     def scene(self, kind: str = "usual") -> Scene:
@@ -116,11 +120,16 @@ class LossSubject:
 
     def unopposed(self, module: Any) -> tuple[Any, int]:
         """A copy, and a step in which its discriminator does not pull at the generator."""
-        module, start = clone(module), self.traits.gen_start
-        if self.before(start) < start:
-            return module, start - 1
-        self.adapter.network(module).register_forward_hook(lambda network, inputs, logits: _Stop.apply(logits))
-        return module, self.full
+        start = self.traits.gen_start
+        return (clone(module), start - 1) if self.before(start) < start else (self.without_pull(module), self.full)
+
+    def without_pull(self, module: Any) -> Any:
+        """A copy whose logits have no gradient, so that everything else in the loss is as it was."""
+        module, scene = clone(module), self.scene()
+        network = self.adapter.network(module)
+        for name in _heads_of(clone(network), self.with_condition(scene.images, scene)):
+            network.get_submodule(name).register_forward_hook(lambda head, inputs, logits: _Stop.apply(logits))
+        return module
 
     @property
     def undeclared(self) -> str:
@@ -194,6 +203,27 @@ class LossSubject:
         """How far two values are apart, within the tolerance."""
         scale = float(expected.detach().abs().max()) if expected.numel() else 0.0
         return differ(actual.float(), expected.float(), rtol=self.traits.rtol, atol=1e-6 + self.traits.rtol * scale)
+
+
+def _heads_of(network: nn.Module, inputs: Tensor) -> set[str]:
+    """Names of layers from which the output comes without another one in between: those inside of a wrapper.
+
+    The network is not to be used afterwards.
+    """
+    found: list[tuple[str, Tensor]] = []
+
+    def cut(name: str, layer: nn.Module, inputs: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor):
+            return output
+        found.append((name, output.detach().requires_grad_()))
+        return found[-1][1].clone()  # for layers that work in place
+
+    for name, part in network.named_modules():
+        inside = {child for child, _ in part.named_children()} - {_WEIGHTS}
+        if not inside and _WEIGHTS not in name.split("."):
+            part.register_forward_hook(partial(cut, name))
+    grads = torch.autograd.grad(network(inputs).sum(), [leaf for _, leaf in found], allow_unused=True)
+    return {name for (name, _), grad in zip(found, grads, strict=True) if grad is not None}
 
 
 class _Stop(torch.autograd.Function):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._compare import gap
 from ._prior_sampling import check_frequencies, filtered
-from ._prior_subject import PRIOR, PriorSubject, can_generate, inner
+from ._prior_subject import PRIOR, PriorSubject, can_generate, inner, takes_settings
 from ._report import refused, require, require_refused
 
 _SAMPLES = 2400
@@ -43,10 +43,6 @@ def _draw_rows(prior: PriorSubject, module: Any, settings: dict[str, Any], batch
     return prior.generate(module, prompt, new, prior.values(batch), **settings)[:, -new:]
 
 
-def _knows(prior: PriorSubject, settings: dict[str, Any]) -> bool:
-    return settings.keys() <= set(prior.adapter.settings)
-
-
 def _logits(size: int) -> Tensor:
     """Probabilities 1 : 1/2 : 1/3 ..., in a mixed order; the largest logit is 2."""
     return 2.0 - (1.0 + torch.randperm(size)).log()
@@ -72,14 +68,14 @@ def check_sampling_extremes(prior: PriorSubject) -> None:
         ends += [{"temperature": t} for t in (0.0, 1e-10, 1e-35, 1e-40)]
         ends += [{"top_k": 1, "temperature": 1e6}, {"min_p": 1.0, "top_p": 1.0}]
     for settings in ends:
-        if _knows(prior, settings):
+        if takes_settings(prior, settings):
             tokens = _draw(prior, module, settings, 60)
             require(bool((tokens == best).all()), f"{settings}: {sorted(set(tokens.tolist()))} instead of {best} alone")
     wide: list[dict[str, Any]] = [{}, {"top_k": size}, {"top_p": 1.0}, {"min_p": 0.0}, {"top_k": size + 7}]
     for settings in wide:
-        if _knows(prior, settings):
+        if takes_settings(prior, settings):
             check_frequencies(_draw(prior, module, settings), filtered(logits, {}), f"generate({settings})")
-    for scale in (1e-5, 1e3) if _knows(prior, {"temperature": 1.0}) else ():
+    for scale in (1e-5, 1e3) if takes_settings(prior, {"temperature": 1.0}) else ():
         tokens = _draw(prior, _fixed(prior, logits * scale), {"temperature": scale})
         check_frequencies(tokens, filtered(logits, {}), f"logits and temperature, both times {scale:g}")
     for temperature in (1e6, 1e35, 1e300) if prior.traits.strict else ():
@@ -116,7 +112,7 @@ def check_sampling_filter_order(prior: PriorSubject) -> None:
         {"allowed_tokens": allowed, "temperature": 0.0},
     ]
     for settings in trials:
-        if _knows(prior, settings):
+        if takes_settings(prior, settings):
             plain = {name: value for name, value in settings.items() if name != "temperature"}
             plain["temperature"] = max(settings.get("temperature", 1.0), 1e-3)
             shown = ", ".join(f"{name}={'...' if isinstance(v, Tensor) else v}" for name, v in settings.items())
@@ -151,7 +147,7 @@ def check_sampling_ties(prior: PriorSubject) -> None:
     for share, wanted in ((0.25, 1), (0.3, 2), (0.5, 2), (0.75, 3), (1.0, 4)):
         kept = len(set(_draw(prior, _fixed(prior, four), {"top_p": share}, 300).tolist()))
         require(kept == wanted, f"top_p={share} keeps {kept} of four tokens of a quarter each, not {wanted}")
-    if not _knows(prior, {"allowed_tokens": None}):
+    if not takes_settings(prior, {"allowed_tokens": None}):
         return
     allowed = torch.stack([torch.arange(size) % 2 == 0, torch.arange(size) % 2 == 1]).repeat(300, 1)
     tokens = _draw_rows(prior, _fixed(prior, logits), {"allowed_tokens": allowed}, len(allowed), 2)
@@ -207,7 +203,8 @@ def check_sampling_ends(prior: PriorSubject) -> None:
         def ends(*shape: Any, number: float = number, **_: Any) -> Tensor:
             return torch.full(shape[0] if isinstance(shape[0], (tuple, list, torch.Size)) else shape, number)
 
-        for settings in ({}, {"top_k": 2}, {"min_p": 0.2}):
+        cases: list[dict[str, Any]] = [{}, {"top_k": 2}, {"min_p": 0.2}]
+        for settings in (case for case in cases if takes_settings(prior, case)):
             with unittest.mock.patch.object(torch, "rand", ends):
                 tokens = prior.generate(module, prompt, 1, values, allowed_tokens=allowed, **settings)[:, -1]
             wrong = tokens[~allowed[tokens]]

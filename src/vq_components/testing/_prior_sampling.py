@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._prior_subject import PRIOR, PriorSubject, Values, can_generate
+from ._prior_subject import PRIOR, PriorSubject, Values, can_generate, takes_settings
 from ._report import require
 
 _SAMPLES = 4000
@@ -120,7 +120,7 @@ def check_sampling_distribution(prior: PriorSubject) -> None:
     trials += [{"min_p": float(p[middle : middle + 2].mean() / p[0])}, {"allowed_tokens": allowed}]
     trials += [{"temperature": 0.7, "top_k": 5, "top_p": 0.8}, {"top_k": 2, "allowed_tokens": allowed}]
     for settings in trials:
-        if not settings.keys() <= set(prior.adapter.settings):
+        if not takes_settings(prior, settings):
             continue
         many = prompt.expand(_SAMPLES, -1)
         tokens = prior.generate(module, many, 1, repeat(values, _SAMPLES), **settings)[:, -1]
@@ -175,7 +175,7 @@ def check_sampling_batch_independence(prior: PriorSubject) -> None:
     cases: list[dict[str, Any]] = [{"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.5}, {"temperature": 0.5}]
     if prior.traits.guided:
         cases.append({"guidance": 3.0})
-    for settings in cases:
+    for settings in (case for case in cases if takes_settings(prior, case)):
         together = draw(torch.arange(count), settings)
         for row in range(count):
             alike = draw(torch.full((count,), row), settings)[row]

@@ -247,6 +247,11 @@ def can_generate(subject: PriorSubject) -> bool:
     return subject.adapter.generate is not None
 
 
+def takes_settings(subject: PriorSubject, settings: Mapping[str, Any]) -> bool:
+    """Whether its adapter says that it can be sampled from with these."""
+    return settings.keys() <= set(subject.adapter.settings)
+
+
 def takes_embeddings(subject: PriorSubject) -> bool:
     """Whether embeddings can be put before its tokens."""
     return "embeddings" in inspect.signature(subject.fresh().forward).parameters

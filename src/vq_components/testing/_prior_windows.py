@@ -11,7 +11,7 @@ from torch import Tensor
 from ._compare import gap, modes_of, require_modes, state_difference, state_of
 from ._prior_conditional import is_own
 from ._prior_sampling import filtered, without_conditions
-from ._prior_subject import PRIOR, PriorSubject, Values
+from ._prior_subject import PRIOR, PriorSubject, Values, takes_settings
 from ._report import refused, require, require_refused
 
 Choose = Callable[[Tensor, int], Tensor]
@@ -171,7 +171,7 @@ def check_windows_settings(prior: PriorSubject) -> None:
     trials += [{"allowed_tokens": torch.stack([allowed, ~allowed, allowed.roll(1)])}]
     trials += [{"guidance": 2.5}] if prior.traits.guided else []
     for settings in trials:
-        if settings.keys() <= set(prior.adapter.settings):
+        if takes_settings(prior, settings):
             _compare(prior, module, grid, values or (), 3, settings)
 
 

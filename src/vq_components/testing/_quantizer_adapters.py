@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +56,7 @@ def find_result(answer: Any, z: Tensor) -> QuantizerResult:
     Fields called so are taken; else the first floating-point tensor with the batch of ``z`` and its rank is the output,
     the first integer tensor the indices, and the single floating-point number the loss, 0 if there is none.
     """
-    if all(hasattr(answer, name) for name in ("quantized", "indices", "loss")):
+    if not isinstance(answer, dict) and all(hasattr(answer, name) for name in ("quantized", "indices", "loss")):
         return QuantizerResult(answer.quantized, answer.indices, answer.loss, getattr(answer, "terms", None))
     tensors = list(tensors_in(answer))
     outputs = [t for t in tensors if t.is_floating_point() and t.ndim == z.ndim and t.shape[0] == z.shape[0]]
@@ -83,9 +83,11 @@ def find_loss(answer: Any, output: Tensor) -> Tensor:
 
 
 def tensors_in(answer: Any) -> Iterator[Tensor]:
-    """All of them, in whatever nesting of tuples, lists and dicts."""
+    """All of them, in whatever nesting of tuples, lists, dicts and dataclasses."""
     if isinstance(answer, Tensor):
         yield answer
+    elif is_dataclass(answer):
+        yield from tensors_in(vars(answer))
     elif isinstance(answer, (dict, tuple, list)):
         for value in answer.values() if isinstance(answer, dict) else answer:
             yield from tensors_in(value)

@@ -88,7 +88,8 @@ def _gradient(subject: QuantizerSubject, module: Any, z: Tensor) -> Tensor:
 
 @QUANTIZER.check(
     rule="the output's gradient moves no codebook: straight-through goes past it",
-    cause="the entries are not detached in the straight-through estimator",
+    cause="the entries are not detached in the straight-through estimator; declare trains_codebook=True where the "
+    "output's gradient is meant to train them, or layers before or behind them",
     applies=lambda subject: not subject.traits.trains_codebook,
 )
 def check_output_moves_no_codebook(subject: QuantizerSubject) -> None:
@@ -101,9 +102,11 @@ def check_output_moves_no_codebook(subject: QuantizerSubject) -> None:
     module = subject.started()
     z = subject.input(32).requires_grad_()
     quantized = subject.call(module, z).quantized
-    grads = grads_of(quantized, list(trained_parameters(module)), torch.randn_like(quantized))
-    moved = [float(grad.abs().max()) for grad in grads if grad is not None and bool(grad.any())]
-    require(not moved, f"a parameter gets gradients up to {max(moved, default=0.0):.3g} from quantized alone")
+    named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    grads = grads_of(quantized, list(named.values()), torch.randn_like(quantized))
+    for name, grad in zip(named, grads, strict=True):
+        moved = 0.0 if grad is None else float(grad.abs().max())
+        require(not moved, f"{name} gets gradients up to {moved:.3g} from quantized alone")
 
 
 @QUANTIZER.check(

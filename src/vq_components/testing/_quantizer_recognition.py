@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -13,28 +14,41 @@ from ._quantizer_adapters import QuantizerAdapter
 from ._quantizer_traits import QuantizerTraits
 
 
-def may_have_codebook(traits: QuantizerTraits) -> bool:
-    """Whether each output is one entry of a single codebook, as far as the traits tell."""
-    return not traits.composite and traits.index_shape == () and traits.codebook_size is not None
-
-
 def recognize_codebook(
-    module: nn.Module, rows: Tensor, outputs: Tensor, traits: QuantizerTraits
+    module: nn.Module,
+    rows: Tensor,
+    outputs: Tensor,
+    traits: QuantizerTraits,
+    named: Callable[[Any], Tensor] | None,
+    *,
+    learned: bool,
 ) -> Callable[[Any], Tensor] | None:
     """The parameter or buffer, as ``(K, D)``, ``(1, K, D)`` or ``(D, K)``, whose rows ``(N,)`` are the outputs.
 
-    Of cosine codes it is enough that the directions are.
+    Else the one that is ``named`` so, if any output is one of its entries, or if it is ``learned`` and a distance to it
+    is declared: what a linear map makes of fixed entries, or a projection, is none. Of cosine codes it is enough that
+    the directions are the same.
     """
+    shape = (traits.codebook_size, outputs.shape[1])
     for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers())]:
         for turned in (False, True):
-            entries = _entries(module, name, turned=turned)
-            if entries.shape == (traits.codebook_size, outputs.shape[1]):
-                pair = (outputs, entries.detach()[rows])
-                if traits.distance == "cosine":
-                    pair = (normalize(pair[0], dim=1), normalize(pair[1], dim=1))
-                if not differ(*pair, rtol=traits.rtol, atol=traits.atol):
-                    return partial(_entries, name=name, turned=turned)
-    return None
+            entries = _entries(module, name, turned=turned).detach()
+            if entries.shape == shape and _same(outputs, entries[rows], traits):
+                return partial(_entries, name=name, turned=turned)
+    entries = torch.empty(0) if named is None else named(module).detach().to(outputs.dtype)
+    if entries.shape != shape:
+        return None
+    nearest = entries[torch.cdist(outputs, entries).argmin(dim=1)]
+    meant = learned and traits.distance is not None
+    return named if meant or _same(outputs, nearest, traits, some=True) else None
+
+
+def _same(outputs: Tensor, entries: Tensor, traits: QuantizerTraits, *, some: bool = False) -> bool:
+    """Whether all, or some, of the rows are equal."""
+    if traits.distance == "cosine":
+        outputs, entries = normalize(outputs, dim=1), normalize(entries, dim=1)
+    texts = [differ(*pair, rtol=traits.rtol, atol=traits.atol) for pair in zip(outputs, entries, strict=True)]
+    return not all(texts) if some else not any(texts)
 
 
 def _entries(module: Any, name: str, *, turned: bool) -> Tensor:

@@ -19,7 +19,7 @@ from ._quantizer_adapters import (
     find_traits,
     revives_itself,
 )
-from ._quantizer_recognition import may_have_codebook, recognize_codebook, warn_of_unchecked
+from ._quantizer_recognition import recognize_codebook, warn_of_unchecked
 from ._quantizer_traits import QuantizerTraits
 
 _START = 0x57A7  # no seed that a user takes, as that of the checks
@@ -59,18 +59,26 @@ class QuantizerSubject:
                 f"Checks need a codebook of at least 4 entries to tell right from wrong, "
                 f"but got {self.traits.codebook_size}. Pass a quantizer with more."
             )
-        if self.adapter.codebook is None and self.adapter.traits is None and may_have_codebook(self.traits):
+        told = isinstance(adapter, QuantizerAdapter) and (adapter.codebook is not None or adapter.traits is not None)
+        if not (told or self.traits.strict or self.traits.codebook_size is None):
             self._recognize_codebook()
         warn_of_unchecked(self.name, self.adapter, self.traits)
         self.expected_failures = dict(expected_failures or {})
 
     def _recognize_codebook(self) -> None:
-        with isolated(), contextlib.suppress(Exception):  # what cannot be called is told by a check
-            module = self.started(training=False)
-            result = self.call(module, self.input(48))
-            rows, outputs = self.flat(result.indices).long(), self.vectors(result.quantized)
-            codebook = recognize_codebook(module, rows, outputs, self.traits)
-            self.adapter = replace(self.adapter, codebook=codebook)
+        """Looks for one whose rows come out, whatever it is called; several stages or heads have none in common."""
+        named, codebook = self.adapter.codebook, None
+        if not self.traits.composite and self.traits.index_shape == ():
+            codebook = named  # also of what cannot be called, as a check tells
+            with isolated(), contextlib.suppress(Exception):
+                module = self.started(training=False)
+                result = self.call(module, self.input(48))
+                rows, outputs = self.flat(result.indices).long(), self.vectors(result.quantized)
+                learned = named is not None and (
+                    named(module).requires_grad or bool(gap(named(module), named(self.fresh())))
+                )
+                codebook = recognize_codebook(module, rows, outputs, self.traits, named, learned=learned)
+        self.adapter = replace(self.adapter, codebook=codebook)
 
     def fresh(self) -> Any:
         """A copy in training mode, as it was given."""
