@@ -102,6 +102,10 @@ def check_conditional_noise(prior: PriorSubject) -> None:
         require(
             abs(kept - expected) < 0.05, f"pkeep={pkeep}: {kept:.3f} of the tokens are as given, not {expected:.3f}"
         )
+        alike = (inputs == tokens[:, :-1])[:, :2].double()
+        if alike.shape[1] == 2 and 0 < pkeep < 1:
+            both = float(alike.prod(dim=1).mean())
+            require(abs(both - expected**2) < 0.1, f"pkeep={pkeep}: {both:.3f} of neighbours are both as given")
         require(int(inputs.min()) >= 0 and int(inputs.max()) < module.image_vocab, "a replacement is no image token")
         if pkeep == 0:
             share = torch.bincount(inputs.flatten(), minlength=module.image_vocab) * module.image_vocab / inputs.numel()

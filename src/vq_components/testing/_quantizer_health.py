@@ -76,6 +76,11 @@ def check_health_counts(subject: QuantizerSubject) -> None:
             stages = torch.cat(chosen).flatten(1).T if subject.traits.index_shape else torch.cat(chosen)[None]
             counts = torch.stack([torch.bincount(stage, minlength=size) for stage in stages])
             expected = {"counts": counts, "dead": (counts == 0).sum(dim=1), **use_of(counts)}
+            if live is not None:
+                hidden = [mask.unsqueeze(subject.traits.channel_dim) for mask in live]
+                spoilt = [torch.where(mask, z, torch.nan) for z, mask in zip(window, hidden, strict=True)]
+                reasons = module.health(spoilt, live).reasons
+                require(reasons == health.reasons, f"NaN in masked positions: {'; '.join(reasons)}")
             where = "with a mask" if live is not None else "without a mask"
             for name, value in expected.items():
                 found = getattr(health, name).double()

@@ -90,7 +90,9 @@ def check_revival(subject: QuantizerSubject) -> None:
     if subject.traits.strict:
         if size <= 256:
             _check_rare_but_far(subject, entries, due)
+            _check_dies_after_use(subject)
         _check_forgets_candidates(subject)
+        _check_forgets_usage(subject, due)
 
 
 @QUANTIZER.check(
@@ -163,6 +165,37 @@ def _check_rare_but_far(subject: QuantizerSubject, entries: Tensor, due: int) ->
         module.update_()
         moved = float((subject.codebook(module)[0] - entries[0]).norm())
         require(moved < 1.0, f"a rare entry with its fair share of the distances moved by {moved:.3g}, update {update}")
+
+
+def _check_dies_after_use(subject: QuantizerSubject) -> None:
+    """An entry that was in use for long, and is no more, is dead as soon as its average says so."""
+    entries = _entries(subject)
+    module = _set(subject, entries, revive=True)
+    rows, threshold, decay = torch.arange(len(entries)), module.revival.threshold, module.revival.decay
+    late = 1 if decay == 0 else math.ceil(math.log(threshold / 2) / math.log(decay)) + 1  # from twice the fair share
+    for update in range(40 + late):
+        used = rows if update < 40 else rows[1:]
+        before = subject.codebook(module)[0].clone()
+        subject.call(module, subject.from_vectors(_near(entries, used.repeat(4), spread=0.1)))
+        module.update_()
+    moved = float((subject.codebook(module)[0] - before).norm())
+    dead = moved > 0 or float((before - entries[0]).norm()) > 0.5 * _length(entries, spread=1.0)
+    require(dead, f"an entry that was used 40 times is not revived within {late} updates without a vector")
+
+
+def _check_forgets_usage(subject: QuantizerSubject, due: int) -> None:
+    """No entry is dead for what happened before set_codebook_."""
+    entries = _entries(subject)
+    module = _set(subject, entries, revive=True)
+    half = torch.arange(len(entries) // 2).repeat(8)
+    for update in range(due):
+        if update == due - 1:
+            module.set_codebook_(entries)
+        subject.call(module, subject.from_vectors(_near(entries, half)))
+        module.update_()
+    unused = slice(len(entries) // 2, None)
+    moved = int((subject.codebook(module) != entries)[unused].any(dim=1).sum())
+    require(due == 1 or moved == 0, f"{moved} entries are revived in the first update after set_codebook_")
 
 
 def _check_forgets_candidates(subject: QuantizerSubject) -> None:

@@ -174,4 +174,6 @@ MUTANTS = [
     ("minus infinity enters", "quantizers/_terms.py",
      "live & z.amax(dim=1).isfinite() & z.amin(dim=1).isfinite()",
      "live & z.amax(dim=1).isfinite()"),
+    ("health looks for NaN in masked positions", HEALTH,
+     "dirty += (live & ~measurable_vectors(flat, live))", "dirty += (~measurable_vectors(flat, live))"),
 ]

@@ -290,4 +290,7 @@ MUTANTS = [
      'while not isinstance(inner, torch.optim.Optimizer) and hasattr(inner, "optimizer"):'),
     ("the output is a permuted view, of which no view() can be taken", BASE,
      "return vectors.contiguous() if z.is_contiguous() else vectors", "return vectors"),
+    ("distances of earlier updates count again", "quantizers/_statistics.py",
+     "    state.pending_distances.zero_()\n", ""),
+    ("set_codebook_ keeps the usage", "quantizers/_codebook.py", "        self.usage.fill_(1)\n", ""),
 ]
