@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -91,11 +92,11 @@ def plain_lfq(module, z):
     return through(z, signs), indices, 0.1 * (sample - batch) + 0.25 * (z - signs).square().mean()
 
 
-def plain_simvq(module, z):
+def plain_simvq(module, z, weights=(0.25, 1.0)):
     codebook = module.embedding.weight @ module.embedding_proj.weight.T + module.embedding_proj.bias
     indices = nearest(z, codebook)
     entries = codebook[indices]
-    return through(z, entries), indices, two_terms(z, entries, 0.5, 2.0)
+    return through(z, entries), indices, two_terms(z, entries, *weights)
 
 
 def plain_index(module, z):
@@ -112,7 +113,7 @@ def plain_gumbel(module, z):
     logits = z @ module.proj.weight.T + module.proj.bias
     log_p = logits.log_softmax(dim=1)
     indices = logits.argmax(dim=1)
-    weights = through(log_p.exp(), torch.nn.functional.one_hot(indices, 16).to(z.dtype))
+    weights = through((logits / 0.7).softmax(dim=1), torch.nn.functional.one_hot(indices, 16).to(z.dtype))
     kl = (log_p.exp() * (log_p + math.log(16))).sum(dim=1).mean()
     return weights @ module.embed.weight, indices, 5e-4 * kl
 
@@ -168,14 +169,18 @@ def subjects():
         ),
         "fsq": (FSQ((5, 4, 3)), {"reference": plain_fsq}),
         "lfq": (LFQ(5), {"batched_loss": False, "reference": plain_lfq}),
-        "simvq": (
+        "simvq": (SimVQ(16, 4), {**euclidean, "learns": True, "reference": plain_simvq}),
+        "simvq-weights": (
             SimVQ(16, 4, commitment_weight=0.5, codebook_weight=2.0),
-            {**euclidean, "learns": True, "reference": plain_simvq},
+            {**euclidean, "learns": True, "reference": partial(plain_simvq, weights=(0.5, 2.0))},
         ),
         "index": (IndexBackpropQuantizer(16, 4), {"reference": plain_index}),
         # More entries than one tile of the scores.
         "index-large": (spread(IndexBackpropQuantizer(9000, 4)), {"reference": plain_index}),
-        "gumbel": (GumbelQuantizer(16, 4, in_channels=6), {"stochastic": True, "reference": plain_gumbel}),
+        "gumbel": (
+            GumbelQuantizer(16, 4, in_channels=6, temperature=0.7),
+            {"stochastic": True, "reference": plain_gumbel},
+        ),
         "gumbel-soft": (GumbelQuantizer(16, 4, in_channels=6, straight_through=False), {"stochastic": True}),
         "projected": (ProjectedQuantizer(VectorQuantizer(16, 4), dim=6), {"reference": plain_projected}),
         "projected-residual": (

@@ -122,6 +122,9 @@ def _check_counts_as_masked(subject: QuantizerSubject, module: Any, vectors: Ten
     expected = subject.call(masked, subject.from_vectors(vectors), others.view(-1, *[1] * len(subject.space)))
     text = subject.states_differ(module, masked)
     require(not text, f"{where}: {text}")
+    for name in {"perplexity", "usage"} & (result.terms or {}).keys() & (expected.terms or {}).keys():
+        text = subject.about((result.terms or {})[name], (expected.terms or {})[name])
+        require(not text, f"{where}: {text} in {name}")
     if result.quantized.requires_grad:
         backward(result.quantized.sum())
         backward(expected.quantized.sum())

@@ -1,5 +1,6 @@
 """Checks of a quantizer that reports on its codebook."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -190,3 +191,38 @@ def _check_reasons(subject: QuantizerSubject, module: Any, window: list[Tensor])
         "all latents have one entry": module.health(one).reasons,
     }.items():
         require(bool(set(reasons) - usual), f"{name}, and nothing is said of it: {reasons}")
+    if size >= 8:
+        _check_shares(subject, module, entries)
+    if subject.traits.distance == "euclidean":
+        _check_lengths(module, entries, sound)
+
+
+def _check_lengths(module: Any, entries: Tensor, sound: Tensor) -> None:
+    """What is said does not depend on the unit; it is said of entries that are too short, and of one that is NaN."""
+    module.set_codebook_(entries)
+    plain = module.health(sound)
+    latents = float(plain.latent_norms[1])
+    module.set_codebook_(1e4 * entries)
+    said = module.health(1e4 * sound).reasons
+    require(len(said) == len(plain.reasons), f"all 10,000 times as large: {said}, not {plain.reasons}")
+    for share, short in ((20, True), (5, False)):
+        module.set_codebook_(entries * latents / share / entries.norm(dim=1).max())
+        reasons = module.health(sound).reasons
+        said = [each for each in reasons if each.startswith("all codes within")]
+        require(bool(said) == short, f"entries within 1/{share} of the latents' norm: {reasons}")
+    with torch.no_grad():
+        module.codebook[0] = torch.nan
+    said = module.health(sound).reasons
+    require(any("NaN or infinite" in each and ": 1." in each for each in said), f"an entry is NaN: {said}")
+
+
+def _check_shares(subject: QuantizerSubject, module: Any, entries: Tensor) -> None:
+    """What is said of the number of vectors, and of entries that stand for none, with what helps."""
+    size = len(entries)
+    said = module.health(subject.from_vectors(entries[: 3 * size // 4])).reasons
+    require(any("cannot show" in each for each in said), f"{3 * size // 4} vectors for {size} entries: {said}")
+    used = entries[math.ceil(0.3 * size) :].repeat(30, 1)
+    said = module.health(subject.from_vectors(used)).reasons
+    idle = [each for each in said if "stand for none" in each]
+    require(len(idle) == 1, f"a third of {size} entries stands for none of {len(used)} vectors: {said}")
+    require("DeadCodeRevival" in idle[0], f"nothing is said of revival: {idle[0]}")

@@ -93,6 +93,7 @@ def check_revival(subject: QuantizerSubject) -> None:
             _check_dies_after_use(subject)
         _check_forgets_candidates(subject)
         _check_forgets_usage(subject, due)
+        _check_draws_differ(subject)
 
 
 @QUANTIZER.check(
@@ -181,6 +182,21 @@ def _check_dies_after_use(subject: QuantizerSubject) -> None:
     moved = float((subject.codebook(module)[0] - before).norm())
     dead = moved > 0 or float((before - entries[0]).norm()) > 0.5 * _length(entries, spread=1.0)
     require(dead, f"an entry that was used 40 times is not revived within {late} updates without a vector")
+
+
+def _check_draws_differ(subject: QuantizerSubject) -> None:
+    """Of one batch, another update draws other vectors: a fixed draw would see one corner of the images for ever."""
+    entries = _entries(subject)
+    batch, drawn = 1e3 + torch.randn(8 * len(entries), entries.shape[1]), set()
+    for updates in range(3):
+        module = _set(subject, entries, revive=True)
+        module.revival = dataclasses.replace(module.revival, decay=0.0)  # an entry is dead after one update
+        for step in range(updates + 1):
+            subject.call(module, subject.from_vectors(entries if step < updates else batch))
+            module.update_()
+        places = torch.cdist(subject.codebook(module).double(), batch.double())
+        drawn.add(tuple(sorted(places.argmin(dim=1)[places.amin(dim=1) < 1e-2].tolist())))
+    require(len(drawn) > 1, f"the first, second and third update draw the same vectors: {drawn}")
 
 
 def _check_forgets_usage(subject: QuantizerSubject, due: int) -> None:

@@ -205,7 +205,7 @@ def _check_twins(subject: QuantizerSubject, module: Any, other: Any, name: str) 
 
 @QUANTIZER.check(
     rule="the codebook keeps its float32 under .half() and .bfloat16(), and the module works there",
-    cause="averages in half precision, which stop at 2^-8 of their value",
+    cause="averages in half precision, which stop at 2^-8 of their value; a file in half precision brings them too",
     applies=lambda subject: subject.traits.strict and has_revival(subject),
 )
 def check_half_module(subject: QuantizerSubject) -> None:
@@ -223,6 +223,13 @@ def check_half_module(subject: QuantizerSubject) -> None:
         require(not text, f"after .to({dtype}): {text}")
         result = subject.call(module, subject.input(16).to(dtype))
         require(result.quantized.dtype == dtype, f"quantized is {result.quantized.dtype} for {dtype}")
+        halved = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in before.items()}
+        other = subject.fresh()
+        other.load_state_dict(halved, assign=True)
+        narrow = [name for name, tensor in state_of(other).items() if tensor.dtype == dtype]
+        require(not narrow, f"after a file in {dtype} was loaded with assign=True: {', '.join(narrow)}")
+        subject.call(other, subject.input(16))
+        subject.update(other)
         left = [
             name for name, tensor in module.to(device="meta", dtype=dtype).state_dict().items() if not tensor.is_meta
         ]
