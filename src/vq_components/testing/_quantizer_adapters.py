@@ -58,22 +58,38 @@ def find_result(answer: Any, z: Tensor) -> QuantizerResult:
     """
     if not isinstance(answer, dict) and all(hasattr(answer, name) for name in ("quantized", "indices", "loss")):
         return QuantizerResult(answer.quantized, answer.indices, answer.loss, getattr(answer, "terms", None))
-    tensors = list(tensors_in(answer))
-    outputs = [t for t in tensors if t.is_floating_point() and t.ndim == z.ndim and t.shape[0] == z.shape[0]]
+    return QuantizerResult(
+        *find_parts(
+            answer,
+            lambda t: t.ndim == z.ndim and t.shape[0] == z.shape[0],
+            what="quantized vectors",
+            remedy="pass an adapter that finds them",
+        )
+    )
+
+
+def find_parts(answer: Any, fits: Callable[[Tensor], bool], *, what: str, remedy: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The first floating-point tensor that fits, the first integer one, and the loss.
+
+    Raises:
+        TypeError: if there are none, with ``what`` was looked for and the ``remedy``.
+    """
+    tensors = list(_tensors_in(answer))
+    outputs = [t for t in tensors if t.is_floating_point() and fits(t)]
     indices = [t for t in tensors if not t.is_floating_point() and t.dtype != torch.bool]
     if not outputs or not indices:
         found = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors) or "no tensor"
-        raise TypeError(f"no quantized vectors and indices in the answer ({found}): pass an adapter that finds them")
-    return QuantizerResult(outputs[0], indices[0], find_loss(answer, outputs[0]))
+        raise TypeError(f"no {what} and indices in the answer ({found}): {remedy}")
+    return outputs[0], indices[0], _find_loss(answer, outputs[0])
 
 
-def find_loss(answer: Any, output: Tensor) -> Tensor:
+def _find_loss(answer: Any, output: Tensor) -> Tensor:
     """The number called loss, the only one, or the only one beside the output."""
     named = answer.get("loss") if isinstance(answer, dict) else getattr(answer, "loss", None)
     if isinstance(named, Tensor):
         return named
     beside = [value for value in answer if isinstance(value, Tensor)] if isinstance(answer, (tuple, list)) else []
-    for tensors in (beside, list(tensors_in(answer))):
+    for tensors in (beside, list(_tensors_in(answer))):
         losses = [t for t in tensors if t.is_floating_point() and t.numel() == 1 and t is not output]
         if len(losses) > 1:
             raise TypeError(f"{len(losses)} single numbers in the answer: pass an adapter that says which is the loss")
@@ -82,15 +98,15 @@ def find_loss(answer: Any, output: Tensor) -> Tensor:
     return output.new_zeros(())
 
 
-def tensors_in(answer: Any) -> Iterator[Tensor]:
+def _tensors_in(answer: Any) -> Iterator[Tensor]:
     """All of them, in whatever nesting of tuples, lists, dicts and dataclasses."""
     if isinstance(answer, Tensor):
         yield answer
     elif is_dataclass(answer):
-        yield from tensors_in(vars(answer))
+        yield from _tensors_in(vars(answer))
     elif isinstance(answer, (dict, tuple, list)):
         for value in answer.values() if isinstance(answer, dict) else answer:
-            yield from tensors_in(value)
+            yield from _tensors_in(value)
 
 
 def as_adapter(adapter: Any, module: Any) -> QuantizerAdapter:

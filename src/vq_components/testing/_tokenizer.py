@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ._compare import as_loss_tensor, clone, differ, gap
 from ._engine import Kind
-from ._quantizer_adapters import find_loss, tensors_in
+from ._quantizer_adapters import find_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +69,12 @@ def _forward(module: Any, images: Tensor) -> tuple[Any, ...]:
     answer = module(images)
     if isinstance(answer, tuple) and len(answer) >= 3:
         return tuple(answer[:3])
-    tensors = list(tensors_in(answer))
-    reconstructions = [t for t in tensors if t.is_floating_point() and t.shape == images.shape]
-    indices = [t for t in tensors if not t.is_floating_point() and t.dtype != torch.bool]
-    if not reconstructions or not indices:
-        found = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors) or "no tensor"
-        raise TypeError(
-            f"no images of shape {tuple(images.shape)} and indices in the answer ({found}): pass "
-            f"TokenizerAdapter(forward=...) that gives (reconstructions, indices, loss)"
-        )
-    return reconstructions[0], indices[0], find_loss(answer, reconstructions[0])
+    return find_parts(
+        answer,
+        lambda t: t.shape == images.shape,
+        what=f"images of shape {tuple(images.shape)}",
+        remedy="pass TokenizerAdapter(forward=...) that gives (reconstructions, indices, loss)",
+    )
 
 
 def _with_tensor(forward: Callable[[Any, Tensor], tuple[Any, ...]], module: Any, images: Tensor) -> tuple[Any, ...]:
