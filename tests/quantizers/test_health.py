@@ -257,3 +257,19 @@ def test_a_few_entries_far_off_make_no_others_look_alike():
     codebook[1::5] = codebook[1] + 1e-6 * torch.randn(205, 8)
     vq.set_codebook_(codebook)
     assert vq.health(torch.randn(4000, 8)).duplicates == 205
+
+
+def test_duplicates_of_many_entries_on_few_places():
+    """Entries that are all alike, that differ in signs, and a chain whose ends are near its middle alone."""
+    torch.manual_seed(0)
+    signs = torch.cartesian_prod(*(torch.tensor([-1.0, 1.0]) for _ in range(12)))
+    chain = torch.cat([torch.rand(1000, 2), torch.tensor([[0.5, 0.5], [0.5 + 9e-6, 0.5], [0.5, 0.5 + 9e-6]])])
+    for codebook, least in ((torch.ones(4096, 3), 4096), (signs, 0), (torch.cat([signs, signs[:7]]), 14), (chain, 3)):
+        quantizer = VectorQuantizer(*codebook.shape)
+        quantizer.set_codebook_(codebook)
+        exact = torch.cdist(codebook.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        own = (codebook - codebook.mean(dim=0)).square().sum(dim=1).mean().sqrt().double()
+        radius = 1e-3 * own * len(codebook) ** (-1 / codebook.shape[1])
+        expected = (exact.fill_diagonal_(9).amin(dim=1) <= radius).sum()
+        assert quantizer.health(4 * torch.randn(1000, codebook.shape[1])).duplicates == expected
+        assert expected >= least

@@ -255,6 +255,14 @@ class AbstractQuantizer(nn.Module, ABC):
         """Indices ``(N, *index_shape)`` of vectors ``(N, D)``, without side effects."""
         return self._quantize(z, live).indices
 
+    def _learned_entries(self) -> Tensor | None:
+        """The entries ``(K, D_out)``, for :meth:`health`; None if they are not learned."""
+        return None
+
+    def _compared(self, z: Tensor) -> Tensor | None:
+        """What of vectors ``(N, D)`` is compared with the learned entries; None if nothing is."""
+        return None
+
     def _check_input(self, z: Tensor, mask: Tensor | None) -> None:
         name = type(self).__name__
         check_vectors(z, dim=self.dim, channel_dim=self.channel_dim, name=name)

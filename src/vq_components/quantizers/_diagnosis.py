@@ -6,11 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from ..functional._search import exact_products
-
-# Scores of one tile of the search for duplicates.
-_TILE = 2**22
+from torch.nn import functional as F
 
 
 class Findings(NamedTuple):
@@ -66,7 +62,11 @@ def _reasons_of_place(found: Findings) -> Iterator[str]:
     elif radius < latents / 10:
         yield (
             f"all codes within radius {radius:.3g}, latents at {latents:.3g}: the codebook is not where the data is. "
-            f'Start it from data (init="data") and revive dead entries (revival=DeadCodeRevival()).'
+            + (
+                'Start it from data (init="data") and revive dead entries (revival=DeadCodeRevival()).'
+                if found.can_revive
+                else "Start it from vectors of the data, by set_codebook_()."
+            )
         )
     elif smallest > 10 * latents:
         yield (
@@ -105,8 +105,12 @@ def _reasons_of_use(found: Findings) -> Iterator[str]:
             )
     if found.duplicates:
         yield (
-            f"{found.duplicates} of {size} entries have another one in the same place, which is never chosen in their "
-            f"stead: revive dead entries (revival=DeadCodeRevival())."
+            f"{found.duplicates} of {size} entries have another one in the same place"
+            + (
+                ", which is never chosen in their stead: revive dead entries (revival=DeadCodeRevival())."
+                if found.can_revive
+                else ": take a smaller codebook."
+            )
         )
 
 
@@ -119,17 +123,35 @@ def count_duplicates(codebook: Tensor, spread: float) -> int:
     size, dim = codebook.shape
     if size < 2:
         return 0
-    centered = (codebook - codebook.mean(dim=0)).float()
-    nearest = torch.empty(size, dtype=torch.int64, device=codebook.device)
-    bias = centered.square().sum(dim=1).mul_(-0.5)
-    rows = max(_TILE // size, 1)
-    with exact_products(codebook.device.type):
-        for top in range(0, size, rows):
-            scores = torch.addmm(bias, centered[top : top + rows], centered.T)
-            scores.diagonal(top).fill_(-torch.inf)
-            nearest[top : top + rows] = scores.argmax(dim=1)
-    # Products cancel where entries are close: the distance itself is taken from the difference.
-    distance = (codebook - codebook[nearest]).norm(dim=1)
+    # Double precision, where the device has it: the entries may be far from the origin, or from each other.
+    codebook = codebook if codebook.device.type == "mps" else codebook.double()
+    centered = codebook - codebook.mean(dim=0)
     own = float(centered.square().sum(dim=1).mean().sqrt())
-    spacing = min(own, own if math.isnan(spread) else spread) * size ** (-1 / dim)
-    return int((distance <= 1e-3 * spacing).sum())
+    radius = 1e-3 * min(own, own if math.isnan(spread) else spread) * size ** (-1 / dim)
+    # Two entries are not farther apart on a line than they are. Random lines: on an axis, many may be in one place.
+    lines = F.normalize(torch.randn(dim, 2, generator=torch.Generator().manual_seed(0)), dim=0).to(centered)
+    places = centered @ lines
+    order = places[:, 0].argsort()
+    codebook, places = codebook[order], places[order]
+    ahead = _has_one_ahead(codebook, places, radius)
+    behind = _has_one_ahead(codebook.flip(0), -places.flip(0), radius).flip(0)
+    return int((ahead | behind).sum())
+
+
+def _has_one_ahead(codebook: Tensor, places: Tensor, radius: float) -> Tensor:
+    """Which entries ``(K, D)`` have a later one within the radius.
+
+    They are sorted by the first of their ``places`` ``(K, 2)`` on two lines; the second rules out most that are left.
+    """
+    first, second = places.unbind(dim=1)
+    found = torch.zeros(len(codebook), dtype=torch.bool, device=codebook.device)
+    waiting = torch.arange(len(codebook), device=codebook.device)
+    step = 0
+    while len(waiting):
+        step += 1
+        waiting = waiting[waiting < len(codebook) - step]
+        waiting = waiting[first[waiting + step] - first[waiting] <= radius]
+        near = waiting[(second[waiting + step] - second[waiting]).abs() <= radius]
+        found[near[(codebook[near + step] - codebook[near]).norm(dim=1) <= radius]] = True
+        waiting = waiting[~found[waiting]]
+    return found

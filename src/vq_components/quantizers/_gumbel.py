@@ -15,11 +15,11 @@ class GumbelQuantizer(AbstractQuantizer):
     """Samples an entry for each vector from logits that a linear layer gives, differentiably.
 
     ``logits = W z + b``; in training ``y = softmax((logits + Gumbel noise) / temperature)`` and ``quantized`` is the
-    entry ``argmax y`` with the gradient of ``sum_k y_k e_k``; in eval it is the entry ``argmax logits``. Jang et al.,
-    "Categorical Reparameterization with Gumbel-Softmax" (2017). ``loss = kl_weight * mean_n sum_k p_k log(K p_k)`` with
-    ``p = softmax(logits)``, the divergence from the uniform prior, as in the VQ-GAN code of Esser et al. (2021), after
-    Ramesh et al., "Zero-Shot Text-to-Image Generation" (2021), who lower the temperature during training: set
-    ``temperature`` before a step.
+    entry ``argmax y``: its gradient reaches that entry, and the logits as if it were ``sum_k y_k e_k``. In eval it is
+    the entry ``argmax logits``. Jang et al., "Categorical Reparameterization with Gumbel-Softmax" (2017). ``loss =
+    kl_weight * mean_n sum_k p_k log(K p_k)`` with ``p = softmax(logits)``, the divergence from the uniform prior, as in
+    the VQ-GAN code of Esser et al. (2021), after Ramesh et al., "Zero-Shot Text-to-Image Generation" (2021), who lower
+    the temperature during training: set ``temperature`` before a step.
 
     Parameters have the original's names, ``proj`` and ``embed``; its 1x1 convolution is loaded as the linear layer that
     it is.
@@ -130,6 +130,9 @@ class GumbelQuantizer(AbstractQuantizer):
 
     def _decode(self, indices: Tensor) -> Tensor:
         return F.embedding(indices, self._trained(self.embed.weight))
+
+    def _learned_entries(self) -> Tensor:
+        return self.codebook
 
     def _logits(self, z: Tensor) -> Tensor:
         weight = self._trained(self.proj.weight)

@@ -1,5 +1,6 @@
 """How a codebook is doing on a window of latents, in numbers and in plain language."""
 
+import contextlib
 import itertools
 import math
 from collections import Counter, defaultdict
@@ -7,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _distributed
 from ..functional._codes import count_codes, perplexity_of_counts, usage_of_counts
@@ -16,8 +17,10 @@ from ._diagnosis import Findings, count_duplicates, find_reasons
 from ._terms import measurable_vectors
 
 if TYPE_CHECKING:
-    from ._base import AbstractQuantizer
+    from ._base import AbstractQuantizer, QuantizerOutput
 
+# What one look-up of a quantizer was given, if that is compared with its entries, which of it counts, and its indices.
+_Call = tuple[Tensor | None, Tensor, Tensor]
 NAN3 = (math.nan, math.nan, math.nan)
 
 
@@ -26,8 +29,8 @@ class CodebookHealth(NamedTuple):
 
     The shapes are those of a quantizer with one index per vector. In a composite each tensor has the quantizer's
     ``index_shape`` in front: ``(Q,)`` for ``Q`` stages, ``(G,)`` for ``G`` groups, ``(G, Q)`` for groups of stages.
-    Norms and error are NaN, and duplicates 0, for a stage that is neither a ``VectorQuantizer`` nor an
-    ``EMAVectorQuantizer``.
+    Where no entries are learned, all norms and the error are NaN and duplicates 0; where vectors are not compared with
+    entries, as in a ``GumbelQuantizer``, their norms and the error are NaN.
     """
 
     counts: Tensor
@@ -63,21 +66,20 @@ class CodebookHealth(NamedTuple):
                 f"perplexity {float(self.perplexity.flatten()[stage]):.1f}, "
                 f"{int(self.dead.flatten()[stage])} dead"
             )
-            if not (math.isnan(mean) and math.isnan(usual)):  # else no entries are known, see above
-                lines[-1] += (
-                    f", {int(self.duplicates.flatten()[stage])} duplicates, "
-                    f"error {float(self.error.flatten()[stage]):.3g} of the variance, "
-                    f"norms of entries {low:.3g} / {mean:.3g} / {high:.3g}, "
-                    f"of latents {nearest:.3g} / {usual:.3g} / {farthest:.3g}"
-                )
+            if not math.isnan(mean):  # else no entries are known, see above
+                lines[-1] += f", {int(self.duplicates.flatten()[stage])} duplicates"
+                lines[-1] += f", norms of entries {low:.3g} / {mean:.3g} / {high:.3g}"
+            if not math.isnan(usual):
+                lines[-1] += f", of latents {nearest:.3g} / {usual:.3g} / {farthest:.3g}"
+                lines[-1] += f", error {float(self.error.flatten()[stage]):.3g} of the variance"
         return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons or ("nothing is wrong",))])
 
 
 class _Window:
     """Sums over the vectors that one stage has looked up, and its entries if they are learned."""
 
-    def __init__(self, size: int, codebook: Codebook | None, device: torch.device) -> None:
-        self.entries = torch.zeros(0, 0, device=device) if codebook is None else codebook.all_entries().detach()
+    def __init__(self, size: int, entries: Tensor | None, device: torch.device) -> None:
+        self.entries = torch.zeros(0, 0, device=device) if entries is None else entries.detach()
         # Double precision for variances, where the device has it.
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self.counts = torch.zeros(size, dtype=torch.int64, device=device)
@@ -85,9 +87,11 @@ class _Window:
         self.total = torch.zeros(self.entries.shape[1], dtype=self.dtype, device=device)
         self.bounds = torch.full((2,), torch.inf, dtype=self.dtype, device=device)  # smallest norm, minus the largest
 
-    def look(self, z: Tensor, live: Tensor, indices: Tensor) -> None:
-        """Takes in vectors that were looked up in a codebook."""
+    def look(self, z: Tensor | None, live: Tensor, indices: Tensor) -> None:
+        """Takes in the vectors that stand for ``indices``, or, where these are not known, how many they are."""
         self.counts += count_codes(indices[live], len(self.counts))
+        if z is None:
+            return
         z, entries = z[live].to(self.dtype), self.entries[indices[live]].to(self.dtype)
         norms = z.norm(dim=1)
         self.sums += torch.stack([live.sum(), norms.sum(), z.square().sum(), (z - entries).square().sum()])
@@ -130,17 +134,18 @@ def codebook_health(
 ) -> CodebookHealth:
     """What :meth:`AbstractQuantizer.health` says."""
     places = _places(quantizer)
-    windows, dirty = _watch(quantizer, [codebook for _, codebook in places], _pair(latents, mask))
+    windows, dirty = _watch(quantizer, [part for _, part in places], _pair(latents, mask))
     _distributed.all_reduce_sum_(dirty)
     for window in windows:
         window.reduce()
+    codebooks = [_codebook_of(part) for _, part in places]
     stages = [
         window.findings(
             waiting=codebook is not None and not bool(codebook.started),
             can_revive=codebook is not None,
             not_finite=int(dirty),
         )
-        for window, (_, codebook) in zip(windows, places, strict=True)
+        for window, codebook in zip(windows, codebooks, strict=True)
     ]
     reasons = [
         f"{name}: {reason}" if name else reason
@@ -166,59 +171,92 @@ def codebook_health(
     )
 
 
-def _places(quantizer: "AbstractQuantizer") -> list[tuple[str, Codebook | None]]:
-    """Name of each stage, where there are several, and its codebook, if it has one, in the order of the indices."""
+def _places(quantizer: "AbstractQuantizer") -> list[tuple[str, "AbstractQuantizer | None"]]:
+    """Name of each stage, where there are several, and its quantizer, if it is known, in the order of the indices."""
     parts, count = list(quantizer._parts()), math.prod(quantizer.index_shape)
+    if not parts and not quantizer.index_shape:
+        return [("", quantizer)]
     if len(parts) == 1 and parts[0].index_shape == quantizer.index_shape:
         return _places(parts[0])
     kind = getattr(quantizer, "_part_name", "stage")
     if parts and sum(math.prod(part.index_shape) for part in parts) == count:
         return [
-            (f"{kind} {number}" + (f", {name}" if name else ""), codebook)
+            (f"{kind} {number}" + (f", {name}" if name else ""), found)
             for number, part in enumerate(parts)
-            for name, codebook in _places(part)
+            for name, found in _places(part)
         ]
-    found = [module for module in quantizer.modules() if isinstance(module, Codebook)]
     # One that is looked up again and again, or nothing that is known.
-    own = found if len(found) == count else found * count if len(found) == 1 else [None] * count
-    return [(f"stage {number}" if count > 1 else "", codebook) for number, codebook in enumerate(own)]
+    again = len(parts) == 1 and not parts[0].index_shape
+    return [(f"stage {number}" if count > 1 else "", parts[0] if again else None) for number in range(count)]
+
+
+def _codebook_of(part: "AbstractQuantizer | None") -> Codebook | None:
+    """The codebook of one stage, if it has one that starts from data and is revived."""
+    return next((module for module in part.modules() if isinstance(module, Codebook)), None) if part else None
+
+
+@contextlib.contextmanager
+def _evaluating(quantizer: "AbstractQuantizer") -> Iterator[None]:
+    """Evaluation mode, and back, module by module."""
+    modes = {module: module.training for module in quantizer.modules()}
+    quantizer.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextlib.contextmanager
+def _listening(part: "AbstractQuantizer", calls: list[_Call]) -> Iterator[None]:
+    """Keeps what the quantizer is given, by itself or by one around it, and the indices that it answers."""
+    quantize = part._quantize
+
+    def listen(z: Tensor, live: Tensor) -> "QuantizerOutput":
+        out = quantize(z, live)
+        calls.append((part._compared(z), measurable_vectors(z, live), out.indices))
+        return out
+
+    part.__dict__["_quantize"] = listen  # of this object alone, in front of the method
+    try:
+        yield
+    finally:
+        del part.__dict__["_quantize"]
 
 
 @torch.no_grad()
 def _watch(
     quantizer: "AbstractQuantizer",
-    codebooks: Sequence[Codebook | None],
+    parts: Sequence["AbstractQuantizer | None"],
     batches: Iterable[tuple[Tensor, Tensor | None]],
 ) -> tuple[list[_Window], Tensor]:
     """One window per stage, of this process, and the number of live vectors that are not finite.
 
-    A forward in eval mode counts nothing; the calls of a codebook inside it are its stages, in their order.
+    A forward in eval mode counts nothing; the calls of a quantizer inside it are its stages, in their order.
     """
-    uses: Counter[nn.Module] = Counter(codebook for codebook in codebooks if codebook is not None)
-    device = next((codebook.weight.device for codebook in codebooks if codebook is not None), _distributed.device())
-    windows = [_Window(quantizer.codebook_size, codebook, device) for codebook in codebooks]
+    uses = Counter(part for part in parts if part is not None)
+    entries = [part._learned_entries() if part else None for part in parts]
+    device = next((each.device for each in entries if each is not None), _distributed.device())
+    windows = [_Window(quantizer.codebook_size, each, device) for each in entries]
     dirty = torch.zeros((), dtype=torch.int64, device=device)
-    calls: defaultdict[nn.Module, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
-    hooks = [c.register_forward_hook(lambda module, args, out: calls[module].append((*args, out[0]))) for c in uses]
-    modes = {module: module.training for module in quantizer.modules()}
-    quantizer.eval()
-    try:
+    calls: defaultdict[AbstractQuantizer, list[_Call]] = defaultdict(list)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_evaluating(quantizer))
+        for listened in uses:
+            stack.enter_context(_listening(listened, calls[listened]))
         for z, mask in batches:
-            calls.clear()
+            for seen in calls.values():
+                seen.clear()
             indices = quantizer.forward(z, mask).indices.view(-1, len(windows))
             flat, live = quantizer._flatten(z, mask)
-            dirty += (live & ~measurable_vectors(flat, live)).sum().to(device)
-            looks = {codebook: iter(seen) for codebook, seen in calls.items() if len(seen) == uses[codebook]}
-            for stage, (window, codebook) in enumerate(zip(windows, codebooks, strict=True)):
-                if codebook in looks:
-                    window.look(*next(looks[codebook]))
+            clean = measurable_vectors(flat, live)
+            dirty += (live & ~clean).sum().to(device)
+            looks = {part: iter(seen) for part, seen in calls.items() if len(seen) == uses[part]}
+            for stage, (window, part) in enumerate(zip(windows, parts, strict=True)):
+                if part in looks:
+                    window.look(*next(looks[part]))
                 else:
-                    window.counts += count_codes(indices[:, stage], quantizer.codebook_size).to(device)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes.items():
-            module.training = training
+                    window.look(None, clean.to(device), indices[:, stage].to(device))
     return windows, dirty
 
 

@@ -248,4 +248,4 @@ def _hash_to_unit(position: Tensor, seed: Tensor) -> Tensor:
         bits = bits ^ (bits >> 16)
         bits = (bits * factor) & mask
     bits = bits ^ (bits >> 16)
-    return (bits.to(torch.float32) + 0.5) / 2**32
+    return ((bits.to(torch.float32) + 0.5) / 2**32).clamp(max=1 - 2**-24)  # which the largest would be rounded up to

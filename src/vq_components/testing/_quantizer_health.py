@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._compare import differ, modes_of, require_modes, state_difference, state_of, use_of
 from ._processes import can_run_two, in_two_processes
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_revival
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_revival, has_setter
 from ._report import refused, require
 
 
@@ -36,8 +36,10 @@ def check_health_changes_nothing(subject: QuantizerSubject) -> None:
             module.train(training)
             parts = list(module.modules())
             parts[-1].train(not training)  # a part may be in another mode
-            modes, before = modes_of(module), state_of(module)
+            modes, before, names = modes_of(module), state_of(module), [set(vars(part)) for part in parts]
             module.health(subject.input(24))
+            more = {name for part, known in zip(parts, names, strict=True) for name in set(vars(part)) - known}
+            require(not more, f"{stage}: attributes are left on its parts, {more}")
             left = sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in parts)
             require(left == 0, f"{stage}: {left} hooks are left on its parts")
             require(refused(partial(module.health, torch.zeros(3)), Exception), "three zeros are taken")
@@ -97,7 +99,7 @@ def check_health_counts(subject: QuantizerSubject) -> None:
         and has_codebook(subject)
         and not subject.traits.composite
         and subject.traits.distance is not None
-        and has_revival(subject)
+        and has_setter(subject)
     ),
 )
 def check_health_measures(subject: QuantizerSubject) -> None:
@@ -212,6 +214,8 @@ def _check_lengths(module: Any, entries: Tensor, sound: Tensor) -> None:
         require(bool(said) == short, f"entries within 1/{share} of the latents' norm: {reasons}")
     with torch.no_grad():
         module.codebook[0] = torch.nan
+    if not bool(module.codebook[0].isnan().any()):  # computed at each access
+        return
     said = module.health(sound).reasons
     require(any("NaN or infinite" in each and ": 1." in each for each in said), f"an entry is NaN: {said}")
 
@@ -225,4 +229,5 @@ def _check_shares(subject: QuantizerSubject, module: Any, entries: Tensor) -> No
     said = module.health(subject.from_vectors(used)).reasons
     idle = [each for each in said if "stand for none" in each]
     require(len(idle) == 1, f"a third of {size} entries stands for none of {len(used)} vectors: {said}")
-    require("DeadCodeRevival" in idle[0], f"nothing is said of revival: {idle[0]}")
+    told = "DeadCodeRevival" in idle[0]
+    require(told == has_revival(subject), f"{'revival' if told else 'nothing'} is advised to: {idle[0]}")

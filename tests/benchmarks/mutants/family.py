@@ -5,6 +5,7 @@ INDEX, WRAP, REG = "quantizers/_index.py", "quantizers/_wrappers.py", "functiona
 BASE, VECTOR, BOOK = "quantizers/_base.py", "quantizers/_vector.py", "quantizers/_codebook.py"
 STATS, BACKPROP = "quantizers/_statistics.py", "functional/_index.py"
 HEALTH = "quantizers/_health.py"
+VECTOR = "quantizers/_vector.py"
 
 # fmt: off
 MUTANTS = [
@@ -100,9 +101,9 @@ MUTANTS = [
     ("unused stages count all vectors", WRAP,
      "out = stage._quantize(torch.where(own[:, None], residual, 0), own)",
      "out = stage._quantize(torch.where(own[:, None], residual, 0), live)"),
-    ("health of a cosine codebook by its rows", HEALTH,
-     "codebook.all_entries().detach()",
-     "codebook.weight.detach()"),
+    ("health of a cosine codebook by its rows", VECTOR,
+     "def _learned_entries(self) -> Tensor:\n        return self.codebook",
+     "def _learned_entries(self) -> Tensor:\n        return self.embedding.weight"),
     ("set_codebook_ of a cosine codebook keeps the lengths", BOOK,
      "self.weight.copy_(as_entries(weight.to(self.weight), unit_norm=self.unit_norm))",
      "self.weight.copy_(weight.to(self.weight))"),
@@ -175,7 +176,7 @@ MUTANTS = [
      "live & z.amax(dim=1).isfinite() & z.amin(dim=1).isfinite()",
      "live & z.amax(dim=1).isfinite()"),
     ("health looks for NaN in masked positions", HEALTH,
-     "dirty += (live & ~measurable_vectors(flat, live))", "dirty += (~measurable_vectors(flat, live))"),
+     "dirty += (live & ~clean).sum()", "dirty += (~measurable_vectors(flat, torch.ones_like(live))).sum()"),
     ("broken entries are counted backwards", HEALTH,
      "broken=len(self.entries) - len(finite)", "broken=len(finite) - len(self.entries)"),
     ("advice of revival where it cannot be had", HEALTH,
@@ -188,6 +189,10 @@ MUTANTS = [
      "usage_terms(torch.where(seen, indices, -1)", "usage_terms(torch.where(live, indices, -1)"),
     ("buffers of a half file stay half", BOOK,
      'for name in ("weight", *self._buffers):', 'for name in ("weight",):'),
+    ("health compares vectors with directions as they are", HEALTH,
+     "calls.append((part._compared(z),", "calls.append((z,"),
+    ("health measures all vectors of one batch alone", HEALTH,
+     "                seen.clear()\n", "                pass\n"),
     ("the same draw in each update", "quantizers/_statistics.py",
      "state.updates + int(rule.stage)", "torch.zeros_like(state.updates) + int(rule.stage)"),
 ]
