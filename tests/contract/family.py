@@ -169,17 +169,24 @@ def subjects():
         ),
         "fsq": (FSQ((5, 4, 3)), {"reference": plain_fsq}),
         "lfq": (LFQ(5), {"batched_loss": False, "reference": plain_lfq}),
-        "simvq": (SimVQ(16, 4), {**euclidean, "learns": True, "reference": plain_simvq}),
+        "simvq": (
+            SimVQ(16, 4),
+            # Entries of variance 1 / D times a linear layer as torch starts it, whose weights have 1 / (3 D).
+            {**euclidean, "learns": True, "reference": plain_simvq, "initial_spread": 12**-0.5},
+        ),
         "simvq-weights": (
             SimVQ(16, 4, commitment_weight=0.5, codebook_weight=2.0),
             {**euclidean, "learns": True, "reference": partial(plain_simvq, weights=(0.5, 2.0))},
         ),
-        "index": (IndexBackpropQuantizer(16, 4), {"reference": plain_index}),
+        "index": (
+            IndexBackpropQuantizer(16, 4),
+            {"reference": plain_index, "initial_spread": 1 / 16 / 3**0.5},
+        ),
         # More entries than one tile of the scores.
         "index-large": (spread(IndexBackpropQuantizer(9000, 4)), {"reference": plain_index}),
         "gumbel": (
             GumbelQuantizer(16, 4, in_channels=6, temperature=0.7),
-            {"stochastic": True, "reference": plain_gumbel},
+            {"stochastic": True, "reference": plain_gumbel, "initial_spread": 1.0},
         ),
         "gumbel-soft": (GumbelQuantizer(16, 4, in_channels=6, straight_through=False), {"stochastic": True}),
         "projected": (ProjectedQuantizer(VectorQuantizer(16, 4), dim=6), {"reference": plain_projected}),

@@ -2,18 +2,30 @@
 
 from dataclasses import replace
 
-from vq_components import DeadCodeRevival, EMAVectorQuantizer, VectorQuantizer
+from vq_components import DeadCodeRevival, EMAVectorQuantizer, VectorQuantizer, functional
 from vq_components.testing import QuantizerSubject, traits_of
 
 LIVELY = DeadCodeRevival(threshold=0.5, decay=0.7)
+FUNCTIONS = ("code_entropies", "orthogonality_loss", "kmeans")
 EVEN = DeadCodeRevival(threshold=0.5, decay=0.5)  # after one update without a vector the usage is the threshold
 
 
 def subjects():
     # Traits of settings are read from an object; told, they are what its arguments, or their defaults, must lead to.
     built = {
-        "vector": (VectorQuantizer(16, 4), {"commitment_weight": 0.25, "codebook_weight": 1.0}),
-        "vector-paper": (VectorQuantizer(16, 4, init="uniform", revival=None), {}),
+        "vector": (
+            VectorQuantizer(16, 4),
+            {
+                "commitment_weight": 0.25,
+                "codebook_weight": 1.0,
+                "revives_after": 7,  # 0.9^7 < 0.5
+                "functions": {name: getattr(functional, name) for name in FUNCTIONS},
+            },
+        ),
+        "vector-paper": (
+            VectorQuantizer(16, 4, init="uniform", revival=None),
+            {"initial_spread": 1 / 16 / 3**0.5},  # of what is even in [-1 / K, 1 / K]
+        ),
         "vector-original-weights": (
             VectorQuantizer(16, 4, commitment_weight=1.0, codebook_weight=0.25, revival=EVEN),
             {"commitment_weight": 1.0, "codebook_weight": 0.25},

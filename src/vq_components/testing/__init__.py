@@ -135,6 +135,9 @@ from ._quantizer_adapters import QuantizerResult as QuantizerResult
 from ._quantizer_call import check_indices_tell_outputs as check_indices_tell_outputs
 from ._quantizer_call import check_quantizer_call as check_quantizer_call
 from ._quantizer_freeze import check_freeze as check_freeze
+from ._quantizer_functions import check_code_entropies_function as check_code_entropies_function
+from ._quantizer_functions import check_kmeans_function as check_kmeans_function
+from ._quantizer_functions import check_orthogonality_function as check_orthogonality_function
 from ._quantizer_gradients import check_every_parameter_is_trained as check_every_parameter_is_trained
 from ._quantizer_gradients import check_input_gradient as check_input_gradient
 from ._quantizer_gradients import check_loss_gradients as check_loss_gradients
@@ -175,11 +178,13 @@ from ._quantizer_revival import check_revival as check_revival
 from ._quantizer_revival import check_revival_of_parts as check_revival_of_parts
 from ._quantizer_revival import check_revival_prefers_errors as check_revival_prefers_errors
 from ._quantizer_revival import check_updates_leave_live_entries as check_updates_leave_live_entries
+from ._quantizer_settings import check_initial_entries as check_initial_entries
 from ._quantizer_settings import check_noise as check_noise
 from ._quantizer_settings import check_noise_temperature as check_noise_temperature
 from ._quantizer_settings import check_set_codebook_value as check_set_codebook_value
 from ._quantizer_settings import check_settings_have_effect as check_settings_have_effect
 from ._quantizer_stages import check_stage_dropout as check_stage_dropout
+from ._quantizer_stages import check_stages_draw_apart as check_stages_draw_apart
 from ._quantizer_stages import check_stages_in_use as check_stages_in_use
 from ._quantizer_stages import check_stages_start_in_turn as check_stages_start_in_turn
 from ._quantizer_stages import check_unused_stages_rest as check_unused_stages_rest

@@ -229,5 +229,10 @@ def _check_shares(subject: QuantizerSubject, module: Any, entries: Tensor) -> No
     said = module.health(subject.from_vectors(used)).reasons
     idle = [each for each in said if "stand for none" in each]
     require(len(idle) == 1, f"a third of {size} entries stands for none of {len(used)} vectors: {said}")
+    if size >= 100:  # of which one is less than a hundredth
+        common = torch.cat([entries.repeat(30, 1), entries[:1].repeat(40 * size, 1)])
+        said = module.health(subject.from_vectors(common)).reasons
+        half = any(each.startswith(f"1 of {size} entries stand for half") for each in said)
+        require(half, f"one of {size} entries stands for more than half of {len(common)} vectors: {said}")
     told = "DeadCodeRevival" in idle[0]
     require(told == has_revival(subject), f"{'revival' if told else 'nothing'} is advised to: {idle[0]}")

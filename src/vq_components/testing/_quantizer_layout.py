@@ -103,7 +103,7 @@ def check_layouts(subject: QuantizerSubject) -> None:
 
 
 @QUANTIZER.check(
-    rule="memory format and strides of the input do not matter",
+    rule="memory format and strides of the input do not matter; where strict, channels-last comes out as it goes in",
     cause="view() of an input that is not contiguous, or strides taken for an order",
 )
 def check_strides(subject: QuantizerSubject) -> None:
@@ -124,7 +124,11 @@ def check_strides(subject: QuantizerSubject) -> None:
         if wide is not None and wide[::2, ..., ::2].shape == whole.shape and subject.traits.channel_dim == 1:
             inputs["sliced"] = wide[::2, ..., ::2]
         for name, z in inputs.items():
-            _compare_with_vectors(subject, module, z, f"{name} input {tuple(z.shape)}, strides {z.stride()}")
+            where = f"{name} input {tuple(z.shape)}, strides {z.stride()}"
+            quantized = _compare_with_vectors(subject, module, z, where)
+            if name == "channels-last" and subject.traits.strict and subject.traits.channel_dim == 1:
+                kept = quantized.is_contiguous(memory_format=torch.channels_last)
+                require(kept, f"{where}: quantized has strides {quantized.stride()}")
 
 
 def _transposed(z: Tensor) -> Tensor:
@@ -133,17 +137,17 @@ def _transposed(z: Tensor) -> Tensor:
     return z.permute(order).contiguous().permute(order)
 
 
-def _compare_with_vectors(subject: QuantizerSubject, module: Any, z: Tensor, name: str) -> None:
+def _compare_with_vectors(subject: QuantizerSubject, module: Any, z: Tensor, name: str) -> Tensor:
     result = subject.call_copy(module, z)
     expected = subject.call_copy(module, subject.from_vectors(subject.vectors(z)))
     text = gap(subject.flat(result.indices), subject.flat(expected.indices))
     require(not text, f"{name}: {text} in the indices")
     text = subject.differ(subject.vectors(result.quantized), subject.vectors(expected.quantized))
     require(not text, f"{name}: {text} in quantized")
-    if not subject.traits.batched_loss:
-        return
-    text = subject.about(result.loss.reshape(()), expected.loss.reshape(()))
-    require(not text, f"{name}: {text} in the loss")
+    if subject.traits.batched_loss:
+        text = subject.about(result.loss.reshape(()), expected.loss.reshape(()))
+        require(not text, f"{name}: {text} in the loss")
+    return result.quantized
 
 
 def _many(subject: QuantizerSubject) -> int:

@@ -59,6 +59,8 @@ def check_revival(subject: QuantizerSubject) -> None:
     if revival.threshold == 0 or size < 4:
         return
     due = 1 if revival.decay == 0 else math.floor(math.log(revival.threshold) / math.log(revival.decay)) + 1
+    declared = subject.traits.revives_after
+    require(declared in (None, due), f"by its settings, {due} updates without a vector make an entry dead")
     entries = _entries(subject)
     dead = torch.arange(size) % 4 == 3
     entries[dead] += 1e4

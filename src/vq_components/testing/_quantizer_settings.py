@@ -3,7 +3,7 @@
 import torch
 
 from ._compare import clone
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_setter
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_setter
 from ._report import require
 
 _SETTINGS = (
@@ -84,6 +84,24 @@ def check_settings_have_effect(subject: QuantizerSubject) -> None:
             pairs = zip(subject.input_gradient(changed, z), usual, strict=True)
             same = all(torch.allclose(*pair, rtol=1e-5, atol=1e-9) for pair in pairs)
             require(not same, f"{name} = {value} and {3.0 * value} give one loss and one gradient")
+
+
+@QUANTIZER.check(
+    rule="a new codebook's entries are as far apart as is declared",
+    cause="1 / K and 1 / D confused, a variance for a standard deviation, or torch's own default",
+    applies=lambda subject: has_codebook(subject) and subject.traits.initial_spread is not None,
+)
+def check_initial_entries(subject: QuantizerSubject) -> None:
+    """Guards the start of a codebook, up to the chance of its draw: within a factor of 1.5.
+
+    Fails it::
+
+        nn.init.uniform_(self.weight, -1 / codebook_dim, 1 / codebook_dim)  # must be 1 / codebook_size
+    """
+    entries, expected = subject.codebook(subject.fresh()).double(), subject.traits.initial_spread or 0.0
+    found = float((entries - entries.mean(dim=0)).square().mean().sqrt())
+    text = f"root mean square {found:.4g} about the mean entry, not {expected:.4g}"
+    require(expected / 1.5 <= found <= expected * 1.5, text)
 
 
 @QUANTIZER.check(

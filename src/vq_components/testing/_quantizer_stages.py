@@ -1,5 +1,6 @@
 """Checks of a quantizer whose stages quantize what the ones before them have left."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._compare import clone, drawn, state_difference, state_of, use_of
-from ._quantizer_adapters import QuantizerResult
+from ._quantizer_adapters import QuantizerResult, revives_itself
 from ._quantizer_subject import QUANTIZER, QuantizerSubject
 from ._report import require
 
@@ -131,6 +132,44 @@ def check_unused_stages_rest(subject: QuantizerSubject) -> None:
                 require(not moved, f"stage {number + 1} gets a gradient when {used} are in use")
             else:
                 require(bool(text) or moved, f"stage {number + 1} learns nothing when {used} are in use")
+
+
+@QUANTIZER.check(
+    rule="stages that revive in one update draw vectors of their own",
+    cause="one seed for all stages: they revive at the same positions, of which the stages before took the best",
+    applies=lambda subject: _is_residual(subject) and not subject.traits.stochastic and _all_revive(subject),
+)
+def check_stages_draw_apart(subject: QuantizerSubject) -> None:
+    """Guards later stages against reviving from what the first one has just left over.
+
+    Fails it::
+
+        keys = -torch.log(hash_to_unit(position, seed=updates))  # without the number of the stage
+    """
+    module = subject.fresh()
+    module.update_()
+    size, taken = subject.traits.codebook_size or 1, []
+    residual = torch.randn(20 * size, subject.traits.dim)
+    for number, stage in enumerate(module.quantizers):
+        stage.revival = dataclasses.replace(stage.revival, decay=0.0)  # an entry is dead after one update
+        # Far from all vectors, so that these are alike: what is drawn decides.
+        stage.set_codebook_(1e3 + 1e-3 * torch.randn(size, subject.traits.dim) - (1e3 * (number > 0)))
+    subject.call(module, subject.from_vectors(residual))
+    before = [stage.codebook.detach().clone() for stage in module.quantizers]
+    module.update_()
+    for stage, old in zip(module.quantizers, before, strict=True):
+        apart = torch.cdist(stage.codebook.detach().double(), residual.double())
+        moved = (stage.codebook != old).any(dim=1)
+        taken.append(set(apart.argmin(dim=1)[moved].tolist()))
+        residual = residual - old[torch.cdist(residual, old).argmin(dim=1)]
+    for number, other in enumerate(taken[1:], start=2):
+        shared = len(taken[0] & other) / max(len(other), 1)
+        require(len(other) < 4 or shared < 0.8, f"stage {number} revives at {shared:.0%} of the first one's positions")
+
+
+def _all_revive(subject: QuantizerSubject) -> bool:
+    stages = list(subject.fresh().quantizers)
+    return len(stages) > 1 and all(revives_itself(stage) and stage.revival is not None for stage in stages)
 
 
 def _innermost(module: Any) -> list[Any]:

@@ -1,6 +1,6 @@
 """What a quantizer declares about itself, so that a correct one raises no alarm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +32,8 @@ class QuantizerTraits:
         codebook_weight: if told, weight of ``mean((sg[z] - e)^2)``.
         decay: if told, the codebook follows the vectors by moving averages of this decay, in :meth:`update_`.
         eps: of these averages.
+        initial_spread: if told, root mean square of a new codebook's values about the mean entry.
+        revives_after: if told, how many updates without a vector make an entry dead, from the fair share on.
         starts_from_data: the first training batch gives the codebook its entries.
         mask: whether it is called with a mask as well, True where a position is live. Masked positions then have index
             -1 and zeros, and no influence, NaN in their place included.
@@ -41,6 +43,8 @@ class QuantizerTraits:
         batched_loss: whether the loss is a mean over positions, that copies of a batch do not change.
         reference: ``(module, vectors (N, D)) -> (quantized, indices, loss)``: what it should compute, written
             plainly with torch's autograd; values and gradients are compared with it.
+        functions: functions to check as well, by this package's names, with its arguments: any of ``code_entropies``,
+            ``orthogonality_loss`` and ``kmeans``.
         strict: what can be bit-equal must be.
         rtol: relative tolerance where not strict, and of losses and gradients.
         atol: absolute tolerance, likewise.
@@ -62,12 +66,15 @@ class QuantizerTraits:
     codebook_weight: float | None = None
     decay: float | None = None
     eps: float = 1e-5
+    initial_spread: float | None = None
+    revives_after: int | None = None
     starts_from_data: bool = False
     mask: bool = False
     two_phase: bool = False
     half: bool = True
     batched_loss: bool = True
     reference: Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+    functions: Mapping[str, Callable[..., Any]] | None = None
     strict: bool = False
     rtol: float = 1e-4
     atol: float = 1e-5

@@ -8,7 +8,15 @@ from torch.nn.functional import normalize
 
 from ._compare import gap
 from ._engine import BASIC, missing
-from ._quantizer_subject import NEEDS_CODEBOOK, QUANTIZER, QuantizerSubject, has_codebook, has_decode, has_encode
+from ._quantizer_subject import (
+    NEEDS_CODEBOOK,
+    QUANTIZER,
+    QuantizerSubject,
+    has_codebook,
+    has_decode,
+    has_encode,
+    has_setter,
+)
 from ._report import refused, require
 
 
@@ -161,11 +169,7 @@ def _distances(z: Tensor, codebook: Tensor, *, cosine: bool) -> Tensor:
 @QUANTIZER.check(
     rule="of equally near entries, the first is taken",
     cause="max() or min() over blocks that are compared with >= instead of >",
-    applies=lambda subject: (
-        subject.traits.strict
-        and subject.traits.distance is not None
-        and callable(getattr(subject.fresh(), "set_codebook_", None))
-    ),
+    applies=lambda subject: subject.traits.strict and has_setter(subject) and not subject.traits.stochastic,
 )
 def check_ties(subject: QuantizerSubject) -> None:
     """Guards the choice between equal entries, which otherwise depends on the machine.

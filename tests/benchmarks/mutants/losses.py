@@ -213,4 +213,5 @@ MUTANTS = [
     ("quantizer's loss cut off", "losses/_vqgan.py",
      "return LossOutput(loss + self.codebook_weight * quantizer, terms)",
      "return LossOutput(loss + self.codebook_weight * quantizer.detach(), terms)"),
+    ("a float16 decoder's gradient overflows", "losses/_gradients.py", "_TOTAL_GRADIENT = 2.0**8", "_TOTAL_GRADIENT = 2.0**18"),
 ]
