@@ -80,16 +80,17 @@ def plain_fsq(module, z):
     return through(bounded, levels) / torch.tensor([2, 2, 1]), digits @ torch.tensor([1, 5, 20]), 0 * z.sum()
 
 
-def plain_lfq(module, z):
-    """Yu et al. (2023): signs, the entropy of each assignment, and that of their average; weights 0.1, 1 and 0.25."""
+def plain_lfq(module, z, weights=(0.1, 1.0, 0.25), temperature=0.01):
+    """Yu et al. (2023): signs, the entropy of each assignment, and that of their average."""
     signs = torch.where(z > 0, 1.0, -1.0)
     indices = (signs > 0).long() @ 2 ** torch.arange(z.shape[1])
     every = (torch.arange(2 ** z.shape[1])[:, None] >> torch.arange(z.shape[1]) & 1) * 2.0 - 1
     # In float64; log_softmax keeps what is tiny.
-    log_q = (-(z.double()[:, None] - every[None]).square().sum(dim=2) / 0.01).log_softmax(dim=1)
+    log_q = (-(z.double()[:, None] - every[None]).square().sum(dim=2) / temperature).log_softmax(dim=1)
     sample = -(log_q.exp() * log_q).sum(dim=1).mean()
     batch = torch.special.entr(log_q.exp().mean(dim=0)).sum()
-    return through(z, signs), indices, 0.1 * (sample - batch) + 0.25 * (z - signs).square().mean()
+    entropies = weights[0] * (sample - weights[1] * batch)
+    return through(z, signs), indices, entropies + weights[2] * (z - signs).square().mean()
 
 
 def plain_simvq(module, z, weights=(0.25, 1.0)):
@@ -99,13 +100,13 @@ def plain_simvq(module, z, weights=(0.25, 1.0)):
     return through(z, entries), indices, two_terms(z, entries, *weights)
 
 
-def plain_index(module, z):
+def plain_index(module, z, weights=(0.25, 1.0, 1.0)):
     """Shi et al. (2024): the one-hot choice with the gradient of the softmax over scores."""
     book = module.embedding.weight
     p = (z @ book.T).softmax(dim=1)
     indices = p.argmax(dim=1)
     chosen = through(p, torch.nn.functional.one_hot(indices, len(book)).to(p.dtype)) @ book
-    loss = two_terms(z, book[indices], 0.25, 1.0) + (z - chosen).square().mean()
+    loss = two_terms(z, book[indices], *weights[:2]) + weights[2] * (z - chosen).square().mean()
     return chosen, indices, loss
 
 
@@ -169,6 +170,10 @@ def subjects():
         ),
         "fsq": (FSQ((5, 4, 3)), {"reference": plain_fsq}),
         "lfq": (LFQ(5), {"batched_loss": False, "reference": plain_lfq}),
+        "lfq-weights": (
+            LFQ(3, entropy_weight=0.3, diversity_weight=0.5, commitment_weight=2.0, temperature=1.5),
+            {"batched_loss": False, "reference": partial(plain_lfq, weights=(0.3, 0.5, 2.0), temperature=1.5)},
+        ),
         "simvq": (
             SimVQ(16, 4),
             # Entries of variance 1 / D times a linear layer as torch starts it, whose weights have 1 / (3 D).
@@ -181,6 +186,10 @@ def subjects():
         "index": (
             IndexBackpropQuantizer(16, 4),
             {"reference": plain_index, "initial_spread": 1 / 16 / 3**0.5},
+        ),
+        "index-weights": (
+            spread(IndexBackpropQuantizer(16, 4, commitment_weight=0.5, codebook_weight=2.0, index_weight=3.0)),
+            {"reference": partial(plain_index, weights=(0.5, 2.0, 3.0))},
         ),
         # More entries than one tile of the scores.
         "index-large": (spread(IndexBackpropQuantizer(9000, 4)), {"reference": plain_index}),

@@ -158,7 +158,9 @@ def _run(body: Callable[[Any], None], subject: Any, *, rule: str, cause: str) ->
     except Broken as broken:
         raise CheckFailure(body.__name__, rule=rule, measured=str(broken), cause=cause) from None
     except Exception as error:
-        raise CheckFailure(body.__name__, rule=rule, measured=told(error), cause=cause) from error
+        # Not what the check measures, but what it ran into.
+        hint = f"the error that is told; if that is what the rule is about: {cause}"
+        raise CheckFailure(body.__name__, rule=rule, measured=told(error), cause=hint) from error
 
 
 # No seed that a user takes: inputs drawn after it would be the rows of a codebook drawn after the same.

@@ -214,4 +214,7 @@ MUTANTS = [
      "return vectors.contiguous() if z.is_contiguous() else vectors", "return vectors.contiguous()"),
     ("health: no entry stands for half of the vectors", "quantizers/_diagnosis.py",
      "few = int((share < 0.5).sum()) + 1", "few = int((share < 0.5).sum())"),
+    ("LFQ: the weight of the other entropy", "quantizers/_scalar.py",
+     "(entropies.sample - self.diversity_weight * entropies.batch)",
+     "(self.diversity_weight * entropies.sample - entropies.batch)"),
 ]
