@@ -12,7 +12,7 @@ REVIVE = "revive dead entries (revival=DeadCodeRevival())"
 
 
 def quantizer_with(codebook):
-    quantizer = VectorQuantizer(*codebook.shape)
+    quantizer = VectorQuantizer(*codebook.shape, revival=None)
     quantizer.set_codebook_(codebook)
     return quantizer
 
@@ -130,12 +130,13 @@ def test_stages_are_told_apart():
     assert len(str(health).splitlines()) == 2 + len(health.reasons)
 
 
-def test_without_a_codebook_there_is_usage_but_no_norm():
+def test_without_a_codebook_no_norm_of_an_entry_is_known():
     health = Signs().health(torch.tensor([[1.0], [2.0], [-1.0], [math.nan]]), torch.tensor([True, True, True, False]))
     assert health.counts.tolist() == [1, 2]
     assert health.usage == 1
     assert health.code_norms.isnan().all()
-    assert health.latent_norms.isnan().all()
+    torch.testing.assert_close(health.latent_norms, torch.tensor([1.0, 4 / 3, 2.0]))
+    assert health.error.isnan()
     assert health.reasons == ()
     assert str(health).endswith("\n- nothing is wrong")
 
@@ -185,7 +186,7 @@ def test_the_start_of_the_original_is_recognized():
         ),
         (
             lambda codebook, z: (torch.cat([codebook[:63], codebook[:1]]), z),
-            f"2 of 64 entries have another one in the same place, which is never chosen in their stead: {REVIVE}.",
+            f"2 of 64 entries have another one in the same place: {REVIVE}, or take a smaller codebook.",
         ),
         (
             lambda codebook, z: (codebook + 1000 * (torch.arange(64) >= 40)[:, None], z),
@@ -227,7 +228,8 @@ def test_broken_entries_are_counted():
 
 def test_a_codebook_that_waits_for_data_says_so():
     assert VectorQuantizer(8, 4).health(torch.randn(100, 4)).reasons == (
-        "the codebook has not been started from data, its entries are still random: run a forward in training mode.",
+        "the codebook has not been started from data, its entries are still random: run a forward in training mode, "
+        "not frozen.",
     )
 
 
@@ -239,7 +241,9 @@ def test_duplicates_are_found_wherever_the_codebook_is(size, dim):
     codebook += 50
     quantizer.set_codebook_(codebook)
     exact = (torch.cdist(codebook, codebook) + torch.eye(size) * 9).amin(dim=1)
-    spacing = (codebook - codebook.mean(dim=0)).square().sum(dim=1).mean().sqrt() * size ** (-1 / dim)
+    own = (codebook - codebook.median(dim=0).values).norm(dim=1).sort().values[9 * size // 10]
+    latents = (codebook - codebook.mean(dim=0)).square().sum(dim=1).mean().sqrt()
+    spacing = torch.minimum(own, latents) * size ** (-1 / dim)
     alone = quantizer.health(codebook).duplicates
     assert alone == (exact <= 1e-3 * spacing).sum()
     codebook[-3:] = codebook[:3] + 1e-7
@@ -268,8 +272,27 @@ def test_duplicates_of_many_entries_on_few_places():
         quantizer = VectorQuantizer(*codebook.shape)
         quantizer.set_codebook_(codebook)
         exact = torch.cdist(codebook.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist")
-        own = (codebook - codebook.mean(dim=0)).square().sum(dim=1).mean().sqrt().double()
+        own = (codebook - codebook.median(dim=0).values).norm(dim=1).sort().values[9 * len(codebook) // 10].double()
         radius = 1e-3 * own * len(codebook) ** (-1 / codebook.shape[1])
         expected = (exact.fill_diagonal_(9).amin(dim=1) <= radius).sum()
         assert quantizer.health(4 * torch.randn(1000, codebook.shape[1])).duplicates == expected
         assert expected >= least
+
+
+def test_one_entry_far_off_makes_no_others_look_alike():
+    codebook = 1e-3 * torch.randn(64, 4)
+    codebook[0] = 50
+    health = quantizer_with(codebook).health(torch.randn(4000, 4))
+    assert health.duplicates == 0
+
+
+def test_who_revives_is_not_advised_to():
+    codebook, z = spread_out(64)
+    quantizer = VectorQuantizer(64, 4)
+    quantizer.set_codebook_(torch.cat([codebook[:32], codebook[:32]]))
+    assert quantizer.health(z).reasons[-1] == (
+        "64 of 64 entries have another one in the same place: train on, since dead entries are revived, "
+        "or take a smaller codebook."
+    )
+    quantizer.set_codebook_(1e-3 * codebook)
+    assert ": the codebook is not where the data is. Train on: " in quantizer.health(z).reasons[0]

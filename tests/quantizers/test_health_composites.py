@@ -89,13 +89,22 @@ def test_only_the_stage_that_waits_for_data_says_so():
     "quantizer", [FSQ((4, 4)), ProjectedQuantizer(FSQ((4, 4)), 2), GumbelQuantizer(16, 2, in_channels=2)]
 )
 def test_what_cannot_be_revived_is_not_advised_to(quantizer):
-    (reason,) = quantizer.health(torch.full((600, 2), 9.0)).reasons
+    collapsed, reason = quantizer.health(torch.full((600, 2), 9.0)).reasons
+    assert collapsed.startswith("all latents lie within 0 of one point at norm ")
     assert reason == f"15 of {DEAD}take a smaller codebook."
 
 
 def test_a_summary_has_no_numbers_that_are_not_known():
     text = str(FSQ((4, 4)).health(torch.full((600, 2), 9.0))).splitlines()[0]
-    assert text == "600 vectors, 16 entries: usage 6.2%, perplexity 1.0, 15 dead"
+    assert text == "600 vectors, 16 entries: usage 6.2%, perplexity 1.0, 15 dead, of latents 12.7 / 12.7 / 12.7"
+
+
+def test_a_stage_for_which_nothing_is_left_is_told_from_a_collapse():
+    points = torch.randn(16, 4)
+    quantizer = ResidualQuantizer([VectorQuantizer(16, 4, init="uniform") for _ in "12"])
+    quantizer.quantizers[0].set_codebook_(points)
+    reason = quantizer.health(points.repeat(30, 1)).reasons[0]
+    assert reason.startswith("stage 1: all that the stages before leave over lies within 0 of one point at norm 0: ")
 
 
 def test_a_composite_is_left_as_it_was():

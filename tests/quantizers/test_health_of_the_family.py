@@ -35,7 +35,6 @@ def test_entries_of_a_gumbel_quantizer_are_not_compared_with_its_input():
     torch.testing.assert_close(health.code_norms, torch.stack([norms.min(), norms.mean(), norms.max()]))
     assert health.duplicates == 2
     assert health.error.isnan()
-    assert health.latent_norms.isnan().all()
     assert any(
         reason == "2 of 12 entries have another one in the same place: take a smaller codebook."
         for reason in health.reasons
@@ -45,8 +44,13 @@ def test_entries_of_a_gumbel_quantizer_are_not_compared_with_its_input():
     assert "nan" not in line
 
 
-@pytest.mark.parametrize("quantizer", [SimVQ(16, 4), IndexBackpropQuantizer(16, 4)])
-def test_what_does_not_start_from_data_is_not_advised_to(quantizer):
+def test_entries_that_are_chosen_by_their_direction_may_be_short():
+    quantizer = IndexBackpropQuantizer(16, 4)
+    assert not any("not where the data is" in reason for reason in quantizer.health(torch.randn(600, 4)).reasons)
+
+
+def test_what_does_not_start_from_data_is_not_advised_to():
+    quantizer = SimVQ(16, 4)
     quantizer.set_codebook_(1e-3 * torch.randn(16, 4))
     reason = quantizer.health(100 + torch.randn(600, 4)).reasons[0]
     assert reason.startswith("all codes within radius 0.00")

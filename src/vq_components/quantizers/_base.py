@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,9 @@ class AbstractQuantizer(nn.Module, ABC):
     Raises:
         ValueError: if ``channel_dim`` is 0, the batch.
     """
+
+    # Learned entries for health(): the nearest is chosen, or they only lie among the vectors, or in another space.
+    _entries_are: Literal["nearest", "among", "apart"] = "apart"
 
     def __init__(
         self,
@@ -259,9 +262,9 @@ class AbstractQuantizer(nn.Module, ABC):
         """The entries ``(K, D_out)``, for :meth:`health`; None if they are not learned."""
         return None
 
-    def _compared(self, z: Tensor) -> Tensor | None:
-        """What of vectors ``(N, D)`` is compared with the learned entries; None if nothing is."""
-        return None
+    def _compared(self, z: Tensor) -> Tensor:
+        """What of vectors ``(N, D)`` is compared with the entries."""
+        return z
 
     def _check_input(self, z: Tensor, mask: Tensor | None) -> None:
         name = type(self).__name__

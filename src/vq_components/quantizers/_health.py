@@ -19,8 +19,8 @@ from ._terms import measurable_vectors
 if TYPE_CHECKING:
     from ._base import AbstractQuantizer, QuantizerOutput
 
-# What one look-up of a quantizer was given, if that is compared with its entries, which of it counts, and its indices.
-_Call = tuple[Tensor | None, Tensor, Tensor]
+# What one call of a quantizer was given, as it compares that with entries, which of it counts, and its indices.
+_Call = tuple[Tensor, Tensor, Tensor]
 NAN3 = (math.nan, math.nan, math.nan)
 
 
@@ -29,8 +29,8 @@ class CodebookHealth(NamedTuple):
 
     The shapes are those of a quantizer with one index per vector. In a composite each tensor has the quantizer's
     ``index_shape`` in front: ``(Q,)`` for ``Q`` stages, ``(G,)`` for ``G`` groups, ``(G, Q)`` for groups of stages.
-    Where no entries are learned, all norms and the error are NaN and duplicates 0; where vectors are not compared with
-    entries, as in a ``GumbelQuantizer``, their norms and the error are NaN.
+    Where no entries are learned their norms are NaN and ``duplicates`` 0; where they do not lie among the vectors, as
+    those of a ``GumbelQuantizer``, ``error`` is NaN.
     """
 
     counts: Tensor
@@ -71,20 +71,23 @@ class CodebookHealth(NamedTuple):
                 lines[-1] += f", norms of entries {low:.3g} / {mean:.3g} / {high:.3g}"
             if not math.isnan(usual):
                 lines[-1] += f", of latents {nearest:.3g} / {usual:.3g} / {farthest:.3g}"
-                lines[-1] += f", error {float(self.error.flatten()[stage]):.3g} of the variance"
+            if not math.isnan(error := float(self.error.flatten()[stage])):
+                lines[-1] += f", error {error:.3g} of the variance"
         return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons or ("nothing is wrong",))])
 
 
 class _Window:
     """Sums over the vectors that one stage has looked up, and its entries if they are learned."""
 
-    def __init__(self, size: int, entries: Tensor | None, device: torch.device) -> None:
+    def __init__(self, size: int, part: "AbstractQuantizer | None", device: torch.device) -> None:
+        entries = part._learned_entries() if part else None
         self.entries = torch.zeros(0, 0, device=device) if entries is None else entries.detach()
+        self.has_error = part is not None and part._entries_are != "apart"
         # Double precision for variances, where the device has it.
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self.counts = torch.zeros(size, dtype=torch.int64, device=device)
         self.sums = torch.zeros(4, dtype=self.dtype, device=device)  # number, norms, squared norms, squared errors
-        self.total = torch.zeros(self.entries.shape[1], dtype=self.dtype, device=device)
+        self.total = torch.zeros(part.dim if part else 0, dtype=self.dtype, device=device)
         self.bounds = torch.full((2,), torch.inf, dtype=self.dtype, device=device)  # smallest norm, minus the largest
 
     def look(self, z: Tensor | None, live: Tensor, indices: Tensor) -> None:
@@ -92,9 +95,10 @@ class _Window:
         self.counts += count_codes(indices[live], len(self.counts))
         if z is None:
             return
-        z, entries = z[live].to(self.dtype), self.entries[indices[live]].to(self.dtype)
+        z = z[live].to(self.dtype)
         norms = z.norm(dim=1)
-        self.sums += torch.stack([live.sum(), norms.sum(), z.square().sum(), (z - entries).square().sum()])
+        errors = z - self.entries[indices[live]].to(self.dtype) if self.has_error else z.new_zeros(())
+        self.sums += torch.stack([live.sum(), norms.sum(), z.square().sum(), errors.square().sum()])
         self.total += z.sum(dim=0)
         if len(z):
             self.bounds = torch.minimum(self.bounds, torch.stack([norms.min(), -norms.max()]))
@@ -122,7 +126,7 @@ class _Window:
             else NAN3,
             latent_norms=(float(self.bounds[0]), norms / number, float(-self.bounds[1])) if has_latents else NAN3,
             spread=spread,
-            error=(errors / number) ** 0.5 if has_latents else math.nan,
+            error=(errors / number) ** 0.5 if has_latents and self.has_error else math.nan,
             duplicates=count_duplicates(finite, spread),
             broken=len(self.entries) - len(finite),
             **known,
@@ -142,10 +146,12 @@ def codebook_health(
     stages = [
         window.findings(
             waiting=codebook is not None and not bool(codebook.started),
-            can_revive=codebook is not None,
+            revives=None if codebook is None else codebook.revival is not None,
+            by_distance=part is not None and part._entries_are == "nearest",
+            of_rest=any(place.startswith("stage ") and place != "stage 0" for place in name.split(", ")),
             not_finite=int(dirty),
         )
-        for window, codebook in zip(windows, codebooks, strict=True)
+        for window, codebook, (name, part) in zip(windows, codebooks, places, strict=True)
     ]
     reasons = [
         f"{name}: {reason}" if name else reason
@@ -235,28 +241,26 @@ def _watch(
     A forward in eval mode counts nothing; the calls of a quantizer inside it are its stages, in their order.
     """
     uses = Counter(part for part in parts if part is not None)
-    entries = [part._learned_entries() if part else None for part in parts]
-    device = next((each.device for each in entries if each is not None), _distributed.device())
-    windows = [_Window(quantizer.codebook_size, each, device) for each in entries]
+    state = itertools.chain(quantizer.parameters(), quantizer.buffers())
+    device = next((tensor.device for tensor in state), _distributed.device())
+    windows = [_Window(quantizer.codebook_size, part, device) for part in parts]
     dirty = torch.zeros((), dtype=torch.int64, device=device)
     calls: defaultdict[AbstractQuantizer, list[_Call]] = defaultdict(list)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_evaluating(quantizer))
         for listened in uses:
             stack.enter_context(_listening(listened, calls[listened]))
-        for z, mask in batches:
+        for batch, mask in batches:
             for seen in calls.values():
                 seen.clear()
-            indices = quantizer.forward(z, mask).indices.view(-1, len(windows))
-            flat, live = quantizer._flatten(z, mask)
+            indices = quantizer.forward(batch, mask).indices.view(-1, len(windows))
+            flat, live = quantizer._flatten(batch, mask)
             clean = measurable_vectors(flat, live)
             dirty += (live & ~clean).sum().to(device)
             looks = {part: iter(seen) for part, seen in calls.items() if len(seen) == uses[part]}
             for stage, (window, part) in enumerate(zip(windows, parts, strict=True)):
-                if part in looks:
-                    window.look(*next(looks[part]))
-                else:
-                    window.look(None, clean.to(device), indices[:, stage].to(device))
+                z, own, chosen = next(looks[part]) if part in looks else (None, clean, indices[:, stage])
+                window.look(None if z is None else z.to(device), own.to(device), chosen.to(device))
     return windows, dirty
 
 

@@ -46,6 +46,8 @@ class IndexBackpropQuantizer(AbstractQuantizer):
 
     _learns_from_output = True
 
+    _entries_are = "among"
+
     def __init__(
         self,
         codebook_size: int,
@@ -112,9 +114,6 @@ class IndexBackpropQuantizer(AbstractQuantizer):
 
     def _learned_entries(self) -> Tensor:
         return self.codebook
-
-    def _compared(self, z: Tensor) -> Tensor:
-        return z
 
     def _choose(self, z: Tensor) -> tuple[Tensor, Tensor]:
         weight = self._trained(self.embedding.weight)

@@ -37,6 +37,8 @@ class SimVQ(AbstractQuantizer):
         ['embedding_proj.weight', 'embedding_proj.bias']
     """
 
+    _entries_are = "nearest"
+
     def __init__(
         self,
         codebook_size: int,
@@ -107,6 +109,3 @@ class SimVQ(AbstractQuantizer):
 
     def _learned_entries(self) -> Tensor:
         return self.codebook
-
-    def _compared(self, z: Tensor) -> Tensor:
-        return z

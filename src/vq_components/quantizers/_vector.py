@@ -21,6 +21,8 @@ Distance = Literal["euclidean", "cosine"]
 class _CodebookQuantizer(AbstractQuantizer):
     """What the two vector quantizers share: everything but the loss and who moves the codebook."""
 
+    _entries_are = "nearest"
+
     def __init__(self, codebook: Codebook, *, commitment_weight: float, estimator: Estimator, channel_dim: int) -> None:
         if not callable(estimator):
             raise TypeError(

@@ -234,5 +234,5 @@ def _check_shares(subject: QuantizerSubject, module: Any, entries: Tensor) -> No
         said = module.health(subject.from_vectors(common)).reasons
         half = any(each.startswith(f"1 of {size} entries stand for half") for each in said)
         require(half, f"one of {size} entries stands for more than half of {len(common)} vectors: {said}")
-    told = "DeadCodeRevival" in idle[0]
+    told = "reviv" in idle[0]
     require(told == has_revival(subject), f"{'revival' if told else 'nothing'} is advised to: {idle[0]}")

@@ -283,7 +283,7 @@ MUTANTS = [
      'quantizers/_diagnosis.py', 'elif smallest > 10 * latents:',
      'elif radius > 10 * latents:'),
     ('health measures the spacing of entries from zero: far from it all entries are duplicates',
-     'quantizers/_diagnosis.py', 'centered = codebook - codebook.mean(dim=0)',
+     'quantizers/_diagnosis.py', 'centered = codebook - codebook.median(dim=0).values',
      'centered = codebook'),
     ('a wrapper that is an Optimizer itself is hooked in place of what it holds',
      'quantizers/_schedule.py', 'while hasattr(inner, "optimizer"):',
