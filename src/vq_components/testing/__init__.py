@@ -181,6 +181,7 @@ from ._quantizer_revival import check_updates_leave_live_entries as check_update
 from ._quantizer_settings import check_initial_entries as check_initial_entries
 from ._quantizer_settings import check_noise as check_noise
 from ._quantizer_settings import check_noise_temperature as check_noise_temperature
+from ._quantizer_settings import check_set_codebook as check_set_codebook
 from ._quantizer_settings import check_set_codebook_value as check_set_codebook_value
 from ._quantizer_settings import check_settings_have_effect as check_settings_have_effect
 from ._quantizer_stages import check_stage_dropout as check_stage_dropout
@@ -205,7 +206,6 @@ from ._quantizer_systems import check_training as check_training
 from ._quantizer_systems import check_two_processes as check_two_processes
 from ._quantizer_traits import QuantizerTraits as QuantizerTraits
 from ._quantizer_updates import check_moving_average as check_moving_average
-from ._quantizer_updates import check_set_codebook as check_set_codebook
 from ._quantizer_updates import check_start_from_data as check_start_from_data
 from ._quantizer_updates import check_two_phases as check_two_phases
 from ._quantizer_updates import check_update_after as check_update_after

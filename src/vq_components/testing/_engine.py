@@ -29,8 +29,8 @@ class Check(Generic[Subject]):
     rank: int
 
 
-# A gate that is shut ends the run; what breaks a basic rule often breaks others; a long check takes seconds.
-GATE, BASIC, OTHER, LONG = range(4)
+# A gate that is shut ends the run; what breaks a first or basic rule often breaks others; a long check takes seconds.
+GATE, FIRST, BASIC, OTHER, LONG = range(5)
 
 
 class Kind(Generic[Subject]):

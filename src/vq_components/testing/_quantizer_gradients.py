@@ -114,7 +114,7 @@ def check_output_moves_no_codebook(subject: QuantizerSubject) -> None:
     "codebook_weight * mean((sg[z] - e)^2)",
     cause="beta on the wrong term, or a sum, or a mean over a part of the dimensions",
     applies=_declares_loss,
-    needs="commitment_weight= and codebook_weight=",
+    needs=lambda subject: "" if subject.traits.composite else "commitment_weight= and codebook_weight=",
 )
 def check_loss_value(subject: QuantizerSubject) -> None:
     """Guards the loss's scale.
@@ -141,7 +141,7 @@ def check_loss_value(subject: QuantizerSubject) -> None:
     "codebook_weight",
     cause="detach() swapped between the two terms, or beta on the wrong one: the original's known bug",
     applies=_declares_loss,
-    needs="commitment_weight= and codebook_weight=",
+    needs=lambda subject: "" if subject.traits.composite else "commitment_weight= and codebook_weight=",
 )
 def check_loss_gradients(subject: QuantizerSubject) -> None:
     """Guards which parameters each loss term moves, by the closed forms of both gradients.

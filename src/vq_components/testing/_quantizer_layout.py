@@ -202,6 +202,8 @@ def _require_all_digits(subject: QuantizerSubject, module: Any) -> None:
     if len(entries) > 1000:  # too many pairs
         return
     apart = torch.cdist(entries, entries).fill_diagonal_(torch.inf)
+    if float(apart.min()) < 0.01:  # too little even for double precision
+        return
     pair = torch.tensor(divmod(int(apart.argmin()), len(entries)))
     towards = entries[pair] - entries[pair.flip(0)]
     z = subject.from_vectors(entries[pair].mean(dim=0) + 1e-9 * towards)

@@ -17,6 +17,7 @@ _PRECISIONS = ((torch.float32, 3), (torch.float64, 10))
     rule="values and all gradients, at the input and at every parameter, are those of the declared reference",
     cause="a formula that is not the one that was meant: a factor, a sign, a stage that sees another one's residual",
     applies=lambda subject: subject.traits.reference is not None,
+    needs="reference=, what it should compute, written plainly",
 )
 def check_reference(quantizer: QuantizerSubject) -> None:
     """Guards quantizers of any kind by a plain version of them; in evaluation only where training is stochastic.

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ._compare import clone, differ
 from ._quantizer_adapters import revives_itself
-from ._quantizer_subject import QUANTIZER, QuantizerSubject
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_revival
 from ._quantizer_updates import _can_be_set, _different, _entries, _near, _set
 from ._report import require
 
 
 def _revives(subject: QuantizerSubject) -> bool:
-    return _can_be_set(subject) and subject.fresh().revival is not None
+    return _can_be_set(subject) and has_revival(subject) and subject.fresh().revival is not None
 
 
 @QUANTIZER.check(
@@ -65,7 +65,7 @@ def check_revival(subject: QuantizerSubject) -> None:
     dead = torch.arange(size) % 4 == 3
     entries[dead] += 1e4
     module = _set(subject, entries, revive=True)
-    rows = torch.arange(size)[~dead].repeat(6)
+    rows = torch.arange(size)[~dead].repeat(3)
     for step in range(1, due + 1):
         z = _near(entries, rows, spread=0.5)
         if (
@@ -233,11 +233,11 @@ def _check_forgets_candidates(subject: QuantizerSubject) -> None:
 def _check_after_revival(subject: QuantizerSubject, module: Any, dead: Tensor) -> None:
     """A revived entry starts anew: it is not dead in the next update, and follows its own vectors at once."""
     entries = subject.codebook(module).clone()
-    alone = clone(module)
-    live = torch.arange(len(entries))[~dead].repeat(6)
-    subject.call(alone, subject.from_vectors(_near(entries, live, spread=0.01)))
-    alone.update_()
-    moved = (subject.codebook(alone) - entries).norm(dim=1)[dead]
+    other = clone(module)
+    live = torch.arange(len(entries))[~dead].repeat(3)
+    subject.call(other, subject.from_vectors(_near(entries, live, spread=0.01)))
+    other.update_()
+    moved = (subject.codebook(other) - entries).norm(dim=1)[dead]
     again = moved > 1.0
     if module.revival.decay > module.revival.threshold:
         require(not bool(again.any()), f"{int(again.sum())} entries were revived again in the next update")
@@ -247,7 +247,9 @@ def _check_after_revival(subject: QuantizerSubject, module: Any, dead: Tensor) -
     shift = 0.01 * torch.randn_like(entries)
     subject.call(module, subject.from_vectors((entries + shift)[rows]))
     module.update_()
-    text = differ(subject.codebook(module)[dead], (entries + shift)[dead], rtol=0, atol=2e-3)
+    nearest = torch.cdist((entries + shift).double(), entries.double()).argmin(dim=1)
+    alone = dead & (nearest == rows) & (torch.bincount(nearest, minlength=len(rows)) == 1)  # not in a crowd
+    text = differ(subject.codebook(module)[alone], (entries + shift)[alone], rtol=0, atol=2e-3)
     require(not text, f"revived entries do not go to their first own vectors: {text}")
     require(bool(subject.codebook(module).isfinite().all()), "an entry is not finite")
 

@@ -2,8 +2,9 @@
 
 import torch
 
-from ._compare import clone
+from ._compare import clone, differ
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_setter
+from ._quantizer_updates import _can_be_set, _entries, _stop_revival
 from ._report import require
 
 _SETTINGS = (
@@ -133,3 +134,34 @@ def check_set_codebook_value(subject: QuantizerSubject) -> None:
             for each in (module, longer):
                 subject.call(each, z)
                 subject.update(each)
+
+
+@QUANTIZER.check(
+    rule="set_codebook_ replaces the entries for good, and forgets what was counted",
+    cause="averages of the old entries that the next update writes back",
+    applies=_can_be_set,
+)
+def check_set_codebook(subject: QuantizerSubject) -> None:
+    """Guards a codebook of one's own.
+
+    Fails it::
+
+        self.weight.copy_(codebook)  # and embed_avg still holds the old one
+    """
+    for module in (subject.fresh(), subject.started()):
+        _stop_revival(module)
+        subject.call(module, subject.input(64))
+        entries = _entries(subject)
+        module.set_codebook_(entries)
+        require(torch.equal(subject.codebook(module), entries), "the entries are not those that were set")
+        at_once = clone(module)
+        subject.call(at_once, subject.from_vectors(entries))
+        at_once.update_()
+        text = differ(subject.codebook(at_once), entries, rtol=1e-4, atol=1e-4)
+        require(not text, f"what was counted before enters the next update: {text}")
+        module.update_()
+        require(torch.equal(subject.codebook(module), entries), "an update brought back what was counted before")
+        subject.call(module, subject.from_vectors(entries))
+        module.update_()
+        text = differ(subject.codebook(module), entries, rtol=1e-4, atol=1e-4)
+        require(not text, f"after an update with vectors equal to the entries: {text}")

@@ -30,11 +30,14 @@ class QuantizerTraits:
         commitment_weight: if told, the loss is ``commitment_weight * mean((z - sg[e])^2)`` plus the next term, with
             ``z`` as it comes in and ``e`` as it comes out. A loss that is exactly 0 in evaluation is not compared.
         codebook_weight: if told, weight of ``mean((sg[z] - e)^2)``.
-        decay: if told, the codebook follows the vectors by moving averages of this decay, in :meth:`update_`.
+        decay: if told, the codebook follows the vectors by moving averages of this decay, in ``update_()``; this is
+            checked of what is ``two_phase`` and has ``set_codebook_(entries)``.
         eps: of these averages.
         initial_spread: if told, root mean square of a new codebook's values about the mean entry.
-        revives_after: if told, how many updates without a vector make an entry dead, from the fair share on.
-        starts_from_data: the first training batch gives the codebook its entries.
+        revives_after: if told, how many updates without a vector make an entry dead, from the fair share on; this is
+            checked of what has this package's ``revival``.
+        starts_from_data: the first training batch gives the codebook its entries, vectors of the batch; checked as
+            ``decay`` is.
         mask: whether it is called with a mask as well, True where a position is live. Masked positions then have index
             -1 and zeros, and no influence, NaN in their place included.
         two_phase: training forwards count, and the object's own method ``update_()`` applies, as that of this
@@ -43,9 +46,10 @@ class QuantizerTraits:
         batched_loss: whether the loss is a mean over positions, that copies of a batch do not change.
         reference: ``(module, vectors (N, D)) -> (quantized, indices, loss)``: what it should compute, written
             plainly with torch's autograd; values and gradients are compared with it.
-        functions: functions to check as well, by this package's names, with its arguments: any of ``code_entropies``,
-            ``orthogonality_loss`` and ``kmeans``.
-        strict: what can be bit-equal must be.
+        functions: functions to check as well, by the names and with the arguments that they have in
+            ``vq_components.functional``: any of ``code_entropies``, ``orthogonality_loss`` and ``kmeans``.
+        strict: what can be bit-equal must be; and there are ``encode``, ``decode`` and ``terms``, as of this package's
+            quantizers.
         rtol: relative tolerance where not strict, and of losses and gradients.
         atol: absolute tolerance, likewise.
     """
@@ -78,3 +82,41 @@ class QuantizerTraits:
     strict: bool = False
     rtol: float = 1e-4
     atol: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Refuses what no quantizer can be like: a check of it would be left out, or mean something else.
+
+        Raises:
+            ValueError: if a value is none of those that are meant, or out of range.
+            TypeError: if a tuple, or a function, is something else.
+        """
+        for name, meant in _MEANT.items():
+            value = getattr(self, name)
+            if value not in meant:
+                raise ValueError(f"QuantizerTraits takes {name} of {', '.join(map(repr, meant))}, but got {value!r}.")
+        for name in ("dim", "codebook_size", "dim_out"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"QuantizerTraits takes a positive {name}, but got {value}.")
+        if self.decay is not None and not 0 <= self.decay <= 1:
+            raise ValueError(f"QuantizerTraits takes a decay in [0, 1], but got {self.decay}.")
+        for name in ("space", "index_shape"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple):
+                raise TypeError(f"QuantizerTraits takes a tuple as {name}, but got {value!r}. Pass ({value},).")
+        _check_functions(self.functions or {})
+
+
+def _check_functions(functions: Mapping[str, Any]) -> None:
+    for name, function in functions.items():
+        if name not in _FUNCTIONS:
+            raise ValueError(f"QuantizerTraits takes functions named {', '.join(_FUNCTIONS)}, but got {name!r}.")
+        if not callable(function):
+            raise TypeError(f"QuantizerTraits takes a function as {name}, but got {function!r}.")
+
+
+_FUNCTIONS = ("code_entropies", "orthogonality_loss", "kmeans")
+_MEANT: dict[str, tuple[Any, ...]] = {
+    "distance": ("euclidean", "cosine", None),
+    "estimator": ("straight_through", "other", "none"),
+}

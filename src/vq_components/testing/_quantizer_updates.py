@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ._compare import clone, differ, floating_state, importable, state_difference
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_revival
+from ._engine import missing
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_revival, has_setter
 from ._report import require
 
 
@@ -17,22 +18,40 @@ def _two_phase(subject: QuantizerSubject) -> bool:
 
 
 def _can_be_set(subject: QuantizerSubject) -> bool:
-    return _two_phase(subject) and subject.traits.distance == "euclidean"
+    """Of anybody's quantizer, as far as it has the methods; of this package's, what looks up free vectors."""
+    traits = subject.traits
+    free = has_revival(subject) or not (traits.strict or traits.composite)
+    return traits.two_phase and has_setter(subject) and free and traits.distance == "euclidean"
+
+
+_NEEDS_SETTER = missing(
+    (lambda subject: subject.traits.two_phase, "two_phase=, of a quantizer with update_()"),
+    (has_setter, "its method set_codebook_(entries)"),
+    (lambda subject: subject.traits.distance == "euclidean", "distance='euclidean'"),
+)
 
 
 def _entries(subject: QuantizerSubject) -> Tensor:
     """A codebook ``(K, D)`` whose entries are well apart."""
     size, dim = subject.codebook(subject.fresh()).shape
-    return torch.randn(size, dim) * 10.0
+    entries = torch.randn(size, dim) * 10.0
+    if dim <= 2:  # where chance leaves too little room
+        entries[:, 0] = 4.0 * torch.randperm(size) - 2.0 * size
+    return entries
 
 
 def _set(subject: QuantizerSubject, entries: Tensor, *, revive: bool) -> Any:
     module = subject.fresh()
     if not revive:
-        module.revival = None
+        _stop_revival(module)
     module.update_()
     module.set_codebook_(entries)
     return module
+
+
+def _stop_revival(module: Any) -> None:
+    if hasattr(module, "revival"):
+        module.revival = None
 
 
 def _different(entries: Tensor) -> int:
@@ -181,6 +200,7 @@ def _check_hook(subject: QuantizerSubject, hooked: Any, handle: Any, optimizer: 
     "e = (m + eps e) / (N + eps) for entries with a vector",
     cause="decay and 1 - decay swapped, sums of one-hot vectors divided twice, or entries without a vector that move",
     applies=lambda subject: _can_be_set(subject) and subject.traits.decay is not None,
+    needs=lambda subject: "" if subject.traits.decay is None else _NEEDS_SETTER(subject),
 )
 def check_moving_average(subject: QuantizerSubject) -> None:
     """Guards the update by a float64 recursion, over several updates in which some entries get no vector.
@@ -215,6 +235,7 @@ def check_moving_average(subject: QuantizerSubject) -> None:
     applies=lambda subject: (
         _can_be_set(subject) and subject.traits.starts_from_data and (subject.traits.codebook_size or 0) <= 1024
     ),
+    needs=lambda subject: _NEEDS_SETTER(subject) if subject.traits.starts_from_data else "",
 )
 def check_start_from_data(subject: QuantizerSubject) -> None:
     """Guards the start, for more and for fewer vectors than entries, and that it happens once.
@@ -224,7 +245,7 @@ def check_start_from_data(subject: QuantizerSubject) -> None:
         self.codebook.copy_(z[torch.randint(len(z), (size,))])  # with repetitions
     """
     size = len(subject.codebook(subject.fresh()))
-    module, z = subject.fresh(), subject.input(8 * size) + 5.0
+    module, z = subject.fresh(), subject.input(3 * size) + 5.0
     if subject.traits.strict:
         subject.call(module, z[:0])  # nothing to start from yet
         subject.call(module, z * torch.nan)
@@ -237,9 +258,9 @@ def check_start_from_data(subject: QuantizerSubject) -> None:
         len(torch.unique(result.indices)) == size, f"{len(torch.unique(result.indices))} of {size} entries are used"
     )
     started = entries.clone()
-    module.revival = None
+    _stop_revival(module)
     if subject.traits.decay is None:
-        subject.call(module, subject.input(8 * size) - 5.0)
+        subject.call(module, subject.input(3 * size) - 5.0)
         text = differ(subject.codebook(module), started, rtol=0, atol=0)
         require(not text, f"the second batch changed it again: {text}")
     if subject.traits.strict:
@@ -248,7 +269,7 @@ def check_start_from_data(subject: QuantizerSubject) -> None:
         subject.call(half, z)
         require(bool(subject.codebook(half).isfinite().all()), "vectors that are not finite become entries")
         if subject.traits.dim > 1:
-            sparse = subject.vectors(subject.input(8 * size)).index_fill(1, torch.tensor(0), 0.0)
+            sparse = subject.vectors(subject.input(3 * size)).index_fill(1, torch.tensor(0), 0.0)
             subject.call(half := subject.fresh(), subject.from_vectors(sparse))
             idle = subject.codebook(half)[:, 0].any()
             require(not bool(idle), "no start from vectors with a channel of zeros")
@@ -262,34 +283,3 @@ def check_start_from_data(subject: QuantizerSubject) -> None:
     different = _different(subject.codebook(few))
     least = size if subject.traits.strict and len(vectors) ** 2 >= size else len(vectors) + 1
     require(len(vectors) < 3 or different >= least, f"{len(vectors)} vectors give {different} different entries")
-
-
-@QUANTIZER.check(
-    rule="set_codebook_ replaces the entries for good, and forgets what was counted",
-    cause="averages of the old entries that the next update writes back",
-    applies=_can_be_set,
-)
-def check_set_codebook(subject: QuantizerSubject) -> None:
-    """Guards a codebook of one's own.
-
-    Fails it::
-
-        self.weight.copy_(codebook)  # and embed_avg still holds the old one
-    """
-    for module in (subject.fresh(), subject.started()):
-        module.revival = None
-        subject.call(module, subject.input(64))
-        entries = _entries(subject)
-        module.set_codebook_(entries)
-        require(torch.equal(subject.codebook(module), entries), "the entries are not those that were set")
-        at_once = clone(module)
-        subject.call(at_once, subject.from_vectors(entries))
-        at_once.update_()
-        text = differ(subject.codebook(at_once), entries, rtol=1e-4, atol=1e-4)
-        require(not text, f"what was counted before enters the next update: {text}")
-        module.update_()
-        require(torch.equal(subject.codebook(module), entries), "an update brought back what was counted before")
-        subject.call(module, subject.from_vectors(entries))
-        module.update_()
-        text = differ(subject.codebook(module), entries, rtol=1e-4, atol=1e-4)
-        require(not text, f"after an update with vectors equal to the entries: {text}")

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ._compare import gap
-from ._engine import BASIC, missing
+from ._engine import BASIC, FIRST, missing
 from ._quantizer_subject import (
     NEEDS_CODEBOOK,
     QUANTIZER,
@@ -126,16 +126,19 @@ def check_output_is_an_entry(subject: QuantizerSubject) -> None:
         require(not text, f"{'training' if training else 'evaluation'}: {text}")
 
 
+_NEEDS_DISTANCE = missing(
+    (lambda subject: subject.traits.distance is not None, "distance=, if the entry is the nearest one"),
+    NEEDS_CODEBOOK,
+)
+
+
 @QUANTIZER.check(
     rule="each vector gets the nearest entry",
     cause="an expansion of the distance with a wrong factor or sign, or argmax where argmin is meant",
     applies=lambda subject: (
         has_codebook(subject) and subject.traits.distance is not None and not subject.traits.stochastic
     ),
-    needs=missing(
-        (lambda subject: subject.traits.distance is not None, "distance=, if the entry is the nearest one"),
-        NEEDS_CODEBOOK,
-    ),
+    needs=lambda subject: "" if subject.traits.composite else _NEEDS_DISTANCE(subject),
 )
 def check_nearest_entry(subject: QuantizerSubject) -> None:
     """Guards the search against a brute force in float64, for codebooks of several scales; of ties, the first wins.
@@ -194,8 +197,9 @@ def check_ties(subject: QuantizerSubject) -> None:
 
 @QUANTIZER.check(
     rule="the same input gives the same output",
-    cause="random numbers in evaluation, or a state that an evaluation changes",
-    rank=BASIC,
+    cause="random numbers, or a state that an evaluation changes; declare stochastic=True if a training is random by "
+    "design",
+    rank=FIRST,
 )
 def check_deterministic(subject: QuantizerSubject) -> None:
     """Guards repeated evaluations, under different random states.
