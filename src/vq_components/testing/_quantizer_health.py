@@ -79,6 +79,8 @@ def check_health_counts(subject: QuantizerSubject) -> None:
             stages = torch.cat(chosen).flatten(1).T if subject.traits.index_shape else torch.cat(chosen)[None]
             counts = torch.stack([torch.bincount(stage, minlength=size) for stage in stages])
             expected = {"counts": counts, "dead": (counts == 0).sum(dim=1), **use_of(counts)}
+            said = [reason for reason in health.reasons if "NaN" in reason]
+            require(not said, f"{'no' if live is None else 'no live'} vector is NaN, and it is said: {said}")
             if live is not None:
                 hidden = [mask.unsqueeze(subject.traits.channel_dim) for mask in live]
                 spoilt = [torch.where(mask, z, torch.nan) for z, mask in zip(window, hidden, strict=True)]
@@ -183,8 +185,9 @@ def _check_reasons(subject: QuantizerSubject, module: Any, window: list[Tensor])
     require(not said, f"one entry is far from all others, and it is said: {said}")
     if subject.traits.distance == "euclidean":
         module.set_codebook_(entries + 1e3)
-        equal = int(module.health(subject.from_vectors(entries + 1e3)).duplicates)
-        require(equal == 0, f"entries that are all far from the origin: {equal} are counted as duplicates")
+        for vectors in (entries + 1e3, 1e3 * entries):
+            equal = int(module.health(subject.from_vectors(vectors)).duplicates)
+            require(equal == 0, f"entries that are all far from the origin: {equal} are counted as duplicates")
     module.set_codebook_(entries)
     one = subject.from_vectors(entries[:1].repeat(100, 1))
     for name, reasons in {

@@ -176,7 +176,7 @@ MUTANTS = [
      "live & z.amax(dim=1).isfinite() & z.amin(dim=1).isfinite()",
      "live & z.amax(dim=1).isfinite()"),
     ("health looks for NaN in masked positions", HEALTH,
-     "dirty += (live & ~clean).sum()", "dirty += (~measurable_vectors(flat, torch.ones_like(live))).sum()"),
+     "dirty += (live & ~clean).sum()", "dirty += (~clean).sum()"),
     ("broken entries are counted backwards", HEALTH,
      "broken=len(self.entries) - len(finite)", "broken=len(finite) - len(self.entries)"),
     ("advice of revival where it cannot be had", HEALTH,
