@@ -64,3 +64,9 @@ def test_vectors_that_are_left_out_are_not_counted(quantizer):
     health = quantizer.health(z)
     assert health.counts.sum() == 45
     assert health.reasons[0].startswith("vectors that are NaN, infinite or too large to be squared, and were left out")
+
+
+@pytest.mark.parametrize("latents", [None, 3])
+def test_what_is_no_batch_is_refused(latents):
+    with pytest.raises(TypeError, match=r"health takes a batch of latents, or an iterable of batches, but got "):
+        SimVQ(8, 3).health(latents)

@@ -80,14 +80,14 @@ class _Window:
     """Sums over the vectors that one stage has looked up, and its entries if they are learned."""
 
     def __init__(self, size: int, part: "AbstractQuantizer | None", device: torch.device) -> None:
-        entries = part._learned_entries() if part else None
+        entries = part._learned_entries() if part is not None else None
         self.entries = torch.zeros(0, 0, device=device) if entries is None else entries.detach()
         self.has_error = part is not None and part._entries_are != "apart"
         # Double precision for variances, where the device has it.
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self.counts = torch.zeros(size, dtype=torch.int64, device=device)
         self.sums = torch.zeros(4, dtype=self.dtype, device=device)  # number, norms, squared norms, squared errors
-        self.total = torch.zeros(part.dim if part else 0, dtype=self.dtype, device=device)
+        self.total = torch.zeros(part.dim if part is not None else 0, dtype=self.dtype, device=device)
         self.bounds = torch.full((2,), torch.inf, dtype=self.dtype, device=device)  # smallest norm, minus the largest
 
     def look(self, z: Tensor | None, live: Tensor, indices: Tensor) -> None:
@@ -198,7 +198,9 @@ def _places(quantizer: "AbstractQuantizer") -> list[tuple[str, "AbstractQuantize
 
 def _codebook_of(part: "AbstractQuantizer | None") -> Codebook | None:
     """The codebook of one stage, if it has one that starts from data and is revived."""
-    return next((module for module in part.modules() if isinstance(module, Codebook)), None) if part else None
+    return (
+        next((module for module in part.modules() if isinstance(module, Codebook)), None) if part is not None else None
+    )
 
 
 @contextlib.contextmanager
@@ -268,6 +270,11 @@ def _pair(
     latents: Tensor | Iterable[Tensor], mask: Tensor | Iterable[Tensor] | None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Batches of latents with their masks."""
+    if not isinstance(latents, Iterable):
+        raise TypeError(
+            f"health takes a batch of latents, or an iterable of batches, but got {type(latents).__name__}. "
+            f"Pass what forward takes."
+        )
     batches = [latents] if isinstance(latents, Tensor) else latents
     masks = [mask] if isinstance(mask, Tensor) else mask
     if masks is None:
