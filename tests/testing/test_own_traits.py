@@ -20,6 +20,7 @@ QUANTIZERS = {
     "large": lambda: VectorQuantizer(512, 64),
     "wide-ema": lambda: EMAVectorQuantizer(1024, 256),
     "one-channel-ema": lambda: EMAVectorQuantizer(8, 1),
+    "crowded-ema": lambda: EMAVectorQuantizer(256, 1),
     "cosine-ema": lambda: EMAVectorQuantizer(256, 32, distance="cosine"),
     "rotate": lambda: VectorQuantizer(64, 8, estimator=functional.rotate),
     "fsq": lambda: FSQ((8, 8)),
