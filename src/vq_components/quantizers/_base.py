@@ -43,8 +43,9 @@ class AbstractQuantizer(nn.Module, ABC):
         ValueError: if ``channel_dim`` is 0, the batch.
     """
 
-    # Learned entries for health(): the nearest is chosen, or they only lie among the vectors, or in another space.
-    _entries_are: Literal["nearest", "among", "apart"] = "apart"
+    # The entries of ``codebook`` for health(): the nearest is chosen, or they only lie among the vectors, or in another
+    # space; None if they are not learned.
+    _entries_are: Literal["nearest", "among", "apart"] | None = None
 
     def __init__(
         self,
@@ -257,10 +258,6 @@ class AbstractQuantizer(nn.Module, ABC):
     def _encode(self, z: Tensor, live: Tensor) -> Tensor:
         """Indices ``(N, *index_shape)`` of vectors ``(N, D)``, without side effects."""
         return self._quantize(z, live).indices
-
-    def _learned_entries(self) -> Tensor | None:
-        """The entries ``(K, D_out)``, for :meth:`health`; None if they are not learned."""
-        return None
 
     def _compared(self, z: Tensor) -> Tensor:
         """What of vectors ``(N, D)`` is compared with the entries."""

@@ -49,6 +49,7 @@ class GumbelQuantizer(AbstractQuantizer):
     """
 
     _learns_from_output = True
+    _entries_are = "apart"
 
     def __init__(
         self,
@@ -130,9 +131,6 @@ class GumbelQuantizer(AbstractQuantizer):
 
     def _decode(self, indices: Tensor) -> Tensor:
         return F.embedding(indices, self._trained(self.embed.weight))
-
-    def _learned_entries(self) -> Tensor:
-        return self.codebook
 
     def _logits(self, z: Tensor) -> Tensor:
         weight = self._trained(self.proj.weight)

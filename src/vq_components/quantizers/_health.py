@@ -5,7 +5,7 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -80,9 +80,10 @@ class _Window:
     """Sums over the vectors that one stage has looked up, and its entries if they are learned."""
 
     def __init__(self, size: int, part: "AbstractQuantizer | None", device: torch.device) -> None:
-        entries = part._learned_entries() if part is not None else None
-        self.entries = torch.zeros(0, 0, device=device) if entries is None else entries.detach()
-        self.has_error = part is not None and part._entries_are != "apart"
+        self.entries = torch.zeros(0, 0, device=device)
+        if part is not None and part._entries_are is not None:
+            self.entries = cast(Tensor, part.codebook).detach()
+        self.has_error = part is not None and part._entries_are in ("nearest", "among")
         # Double precision for variances, where the device has it.
         self.dtype = torch.float32 if device.type == "mps" else torch.float64
         self.counts = torch.zeros(size, dtype=torch.int64, device=device)
@@ -198,9 +199,8 @@ def _places(quantizer: "AbstractQuantizer") -> list[tuple[str, "AbstractQuantize
 
 def _codebook_of(part: "AbstractQuantizer | None") -> Codebook | None:
     """The codebook of one stage, if it has one that starts from data and is revived."""
-    return (
-        next((module for module in part.modules() if isinstance(module, Codebook)), None) if part is not None else None
-    )
+    modules = [] if part is None else part.modules()
+    return next((module for module in modules if isinstance(module, Codebook)), None)
 
 
 @contextlib.contextmanager

@@ -112,9 +112,6 @@ class IndexBackpropQuantizer(AbstractQuantizer):
     def _decode(self, indices: Tensor) -> Tensor:
         return F.embedding(indices, self._trained(self.embedding.weight))
 
-    def _learned_entries(self) -> Tensor:
-        return self.codebook
-
     def _choose(self, z: Tensor) -> tuple[Tensor, Tensor]:
         weight = self._trained(self.embedding.weight)
         dtype = torch.promote_types(z.dtype, weight.dtype)

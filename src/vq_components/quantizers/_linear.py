@@ -106,6 +106,3 @@ class SimVQ(AbstractQuantizer):
 
     def _decode(self, indices: Tensor) -> Tensor:
         return F.embedding(indices, self.codebook)
-
-    def _learned_entries(self) -> Tensor:
-        return self.codebook

@@ -107,9 +107,6 @@ class _CodebookQuantizer(AbstractQuantizer):
         quantized = self.estimator(z, entries.detach())
         return QuantizerOutput(quantized, indices, self._loss(commitment, codebook), terms)
 
-    def _learned_entries(self) -> Tensor:
-        return self.codebook
-
     def _compared(self, z: Tensor) -> Tensor:
         """What is compared with the entries: the vectors, or their directions."""
         return as_entries(z, unit_norm=self.embedding.unit_norm)

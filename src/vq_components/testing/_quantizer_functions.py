@@ -1,6 +1,7 @@
 """Checks of functions that go with a codebook: entropies of assignments, orthogonality, and clusters to start from."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -112,8 +113,8 @@ def check_kmeans_function(subject: QuantizerSubject) -> None:
     require(float(places.amin(dim=1).max()) < 1e-6, "it does not start from vectors")
     require(len(set(places.argmin(dim=1).tolist())) == size, "it starts from one vector twice")
     errors = []
-    for moves in range(6):
-        now, after = centers(moves).double(), centers(moves + 1).double()
+    path = [centers(moves).double() for moves in range(7)]
+    for moves, (now, after) in enumerate(pairwise(path)):
         nearest = torch.cdist(vectors.detach().double(), now).argmin(dim=1)
         errors.append(float((vectors.detach() - now[nearest]).square().sum()))
         for center in sorted(set(nearest.tolist())):

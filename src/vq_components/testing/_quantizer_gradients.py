@@ -6,13 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from ._compare import backward, differ, use_of
+from ._engine import missing
 from ._quantizer_adapters import QuantizerResult
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_setter
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_setter, of_one_codebook
 from ._report import fail, require
 
 
 def _declares_loss(subject: QuantizerSubject) -> bool:
     return subject.traits.commitment_weight is not None
+
+
+_NEEDS_WEIGHTS = of_one_codebook(missing((_declares_loss, "commitment_weight= and codebook_weight=")))
 
 
 def _logs_errors(subject: QuantizerSubject) -> bool:
@@ -114,7 +118,7 @@ def check_output_moves_no_codebook(subject: QuantizerSubject) -> None:
     "codebook_weight * mean((sg[z] - e)^2)",
     cause="beta on the wrong term, or a sum, or a mean over a part of the dimensions",
     applies=_declares_loss,
-    needs=lambda subject: "" if subject.traits.composite else "commitment_weight= and codebook_weight=",
+    needs=_NEEDS_WEIGHTS,
 )
 def check_loss_value(subject: QuantizerSubject) -> None:
     """Guards the loss's scale.
@@ -141,7 +145,7 @@ def check_loss_value(subject: QuantizerSubject) -> None:
     "codebook_weight",
     cause="detach() swapped between the two terms, or beta on the wrong one: the original's known bug",
     applies=_declares_loss,
-    needs=lambda subject: "" if subject.traits.composite else "commitment_weight= and codebook_weight=",
+    needs=_NEEDS_WEIGHTS,
 )
 def check_loss_gradients(subject: QuantizerSubject) -> None:
     """Guards which parameters each loss term moves, by the closed forms of both gradients.

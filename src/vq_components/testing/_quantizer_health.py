@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._compare import differ, modes_of, require_modes, state_difference, state_of, use_of
 from ._processes import can_run_two, in_two_processes
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_revival, has_setter
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_revival, has_setter
 from ._report import refused, require
 
 
@@ -98,10 +98,9 @@ def check_health_counts(subject: QuantizerSubject) -> None:
     cause="squared norms for norms, or an error that is not in shares of the variance",
     applies=lambda subject: (
         _reports(subject)
-        and has_codebook(subject)
+        and has_setter(subject)
         and not subject.traits.composite
         and subject.traits.distance is not None
-        and has_setter(subject)
     ),
 )
 def check_health_measures(subject: QuantizerSubject) -> None:

@@ -275,6 +275,11 @@ def has_codebook(subject: QuantizerSubject) -> bool:
 NEEDS_CODEBOOK = (has_codebook, "a codebook: none was found, so the adapter's codebook=")
 
 
+def of_one_codebook(needs: Callable[[QuantizerSubject], str]) -> Callable[[QuantizerSubject], str]:
+    """What a check needs, and nothing of a composite, which does not have it."""
+    return lambda subject: "" if subject.traits.composite else needs(subject)
+
+
 def has_setter(subject: QuantizerSubject) -> bool:
     """Whether its entries can be read, and replaced."""
     return has_codebook(subject) and hasattr(subject.fresh(), "set_codebook_")

@@ -16,6 +16,7 @@ from ._quantizer_subject import (
     has_decode,
     has_encode,
     has_setter,
+    of_one_codebook,
 )
 from ._report import refused, require
 
@@ -106,7 +107,7 @@ def check_decode_of_no_index(subject: QuantizerSubject) -> None:
     rule="every output vector is an entry of the codebook, the one that its index names",
     cause="an output that is blended with the input, scaled, or taken from another version of the codebook",
     applies=lambda subject: has_codebook(subject) and not subject.traits.composite and not subject.traits.stochastic,
-    needs=lambda subject: "" if subject.traits.composite else missing(NEEDS_CODEBOOK)(subject),
+    needs=of_one_codebook(missing(NEEDS_CODEBOOK)),
 )
 def check_output_is_an_entry(subject: QuantizerSubject) -> None:
     """Guards the bottleneck itself: nothing but the index passes.
@@ -126,19 +127,18 @@ def check_output_is_an_entry(subject: QuantizerSubject) -> None:
         require(not text, f"{'training' if training else 'evaluation'}: {text}")
 
 
-_NEEDS_DISTANCE = missing(
-    (lambda subject: subject.traits.distance is not None, "distance=, if the entry is the nearest one"),
-    NEEDS_CODEBOOK,
-)
-
-
 @QUANTIZER.check(
     rule="each vector gets the nearest entry",
     cause="an expansion of the distance with a wrong factor or sign, or argmax where argmin is meant",
     applies=lambda subject: (
         has_codebook(subject) and subject.traits.distance is not None and not subject.traits.stochastic
     ),
-    needs=lambda subject: "" if subject.traits.composite else _NEEDS_DISTANCE(subject),
+    needs=of_one_codebook(
+        missing(
+            (lambda subject: subject.traits.distance is not None, "distance=, if the entry is the nearest one"),
+            NEEDS_CODEBOOK,
+        )
+    ),
 )
 def check_nearest_entry(subject: QuantizerSubject) -> None:
     """Guards the search against a brute force in float64, for codebooks of several scales; of ties, the first wins.
