@@ -122,3 +122,25 @@ def test_functions_of_anybody_are_checked():
         check_kmeans_function(checked("kmeans", zeros_for_empty))
     with pytest.raises(CheckFailure, match="entries of 4 channels: "):
         check_orthogonality_function(checked("orthogonality_loss", lambda e: functional.orthogonality_loss(e.T)))
+
+
+class NoEncode(nn.Module):
+    """A look-up that is all there is: no method beside the call."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(16, 4)
+
+    def forward(self, z):
+        flat = z.movedim(1, -1)
+        indices = torch.cdist(flat.reshape(-1, 4), self.embedding.weight).argmin(dim=1).view(flat.shape[:-1])
+        quantized = self.embedding(indices).movedim(-1, 1)
+        loss = (quantized - z.detach()).square().mean() + 0.25 * (quantized.detach() - z).square().mean()
+        return z + (quantized - z).detach(), indices, loss
+
+
+def test_strict_asks_no_quantizer_for_a_method_that_it_does_not_have():
+    with pytest.raises(CheckError) as error:  # its distances are computed in half precision under autocast
+        check_quantizer(NoEncode(), traits=replace(traits_of(NoEncode()), strict=True))
+    assert "AttributeError" not in str(error.value)
+    assert "check_encode" in error.value.left_out

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._compare import backward, clone, floating_state, gap
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_setter
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_encode, has_setter
 from ._quantizer_updates import _can_be_set
 from ._report import require
 
@@ -97,8 +97,8 @@ def check_not_finite(subject: QuantizerSubject) -> None:
                 _check_gradients(subject, module, result.loss, bad)
             text = gap(subject.flat(result.indices)[others], subject.flat(clean.indices)[others])
             require(not text, f"one vector with {bad}: {text} in the indices of the others")
-            if subject.traits.strict and not training:
-                text = gap(module.encode(subject.from_vectors(vectors)), result.indices)
+            if subject.traits.strict and has_encode(subject) and not training:
+                text = gap(subject.encode(module, subject.from_vectors(vectors)), result.indices)
                 require(not text, f"one vector with {bad}: {text} in the indices of encode and of the forward")
             _check_after_bad(subject, module, result.indices, bad)
 

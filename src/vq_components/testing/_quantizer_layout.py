@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._compare import differ, gap
 from ._engine import BASIC
-from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook
+from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_encode
 from ._report import require
 
 _SPACES: dict[int, list[tuple[int, ...]]] = {0: [()], 1: [(6,), (1,)], 2: [(5, 3), (1, 6), (1, 1)], 3: [(2, 5, 3)]}
@@ -207,7 +207,10 @@ def _require_all_digits(subject: QuantizerSubject, module: Any) -> None:
     pair = torch.tensor(divmod(int(apart.argmin()), len(entries)))
     towards = entries[pair] - entries[pair.flip(0)]
     z = subject.from_vectors(entries[pair].mean(dim=0) + 1e-9 * towards)
-    for found in (subject.flat(subject.call_copy(module, z).indices), subject.flat(module.encode(z))):
+    tokens = [subject.call_copy(module, z).indices]
+    if has_encode(subject):
+        tokens.append(subject.encode(module, z))
+    for found in map(subject.flat, tokens):
         require(torch.equal(found, pair), f"float64: entries {found.tolist()}, but {pair.tolist()} are the nearest")
 
 
@@ -223,6 +226,7 @@ def check_autocast(subject: QuantizerSubject) -> None:
 
         distances = z2 - 2 * z @ codebook.t() + e2  # without torch.autocast(..., enabled=False) around it
     """
+    encodes = subject.traits.strict and has_encode(subject)
     for training in subject.modes:
         module = subject.started(training=training)
         for dtype in (torch.bfloat16, torch.float16):
@@ -231,13 +235,14 @@ def check_autocast(subject: QuantizerSubject) -> None:
             expected = subject.call_copy(module, z)
             with torch.autocast("cpu", dtype=dtype):
                 result = subject.call_copy(module, z)
-                tokens = module.encode(z) if subject.traits.strict else result.indices
+                tokens = subject.encode(module, z) if encodes else result.indices
             text = gap(subject.flat(result.indices), subject.flat(expected.indices))
             require(not text, f"autocast to {dtype}: {text} in the indices")
             if subject.traits.strict:
                 text = subject.results_differ(result, expected)
                 require(not text, f"autocast to {dtype}: {text}")
-                text = gap(tokens, module.encode(z))
+            if encodes:
+                text = gap(tokens, subject.encode(module, z))
                 require(not text, f"autocast to {dtype}: {text} in the indices of encode")
                 with torch.autocast("cpu", dtype=dtype):
                     decoded = subject.decode(module, tokens, z)

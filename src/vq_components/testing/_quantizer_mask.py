@@ -61,7 +61,9 @@ def check_mask_output(subject: QuantizerSubject) -> None:
 @QUANTIZER.check(
     rule="encode with a mask gives the forward's indices, -1 where masked",
     cause="a mask that encode takes and forgets",
-    applies=lambda subject: subject.traits.strict and subject.traits.mask,
+    applies=lambda subject: (
+        subject.traits.strict and subject.traits.mask and callable(getattr(subject.fresh(), "encode", None))
+    ),
 )
 def check_mask_encode(subject: QuantizerSubject) -> None:
     """Guards tokens on disk: what is not there must not look like entry 0.
