@@ -86,12 +86,17 @@ def test_only_the_stage_that_waits_for_data_says_so():
 
 
 @pytest.mark.parametrize(
-    "quantizer", [FSQ((4, 4)), ProjectedQuantizer(FSQ((4, 4)), 2), GumbelQuantizer(16, 2, in_channels=2)]
+    ("quantizer", "advice"),
+    [
+        (FSQ((4, 4)), ""),
+        (ProjectedQuantizer(FSQ((4, 4)), 2), ""),
+        (GumbelQuantizer(16, 2, in_channels=2), "raise kl_weight or temperature, or "),
+    ],
 )
-def test_what_cannot_be_revived_is_not_advised_to(quantizer):
+def test_what_cannot_be_revived_is_not_advised_to(quantizer, advice):
     collapsed, reason = quantizer.health(torch.full((600, 2), 9.0)).reasons
     assert collapsed.startswith("all latents lie within ")
-    assert reason == f"15 of {DEAD}take a smaller codebook."
+    assert reason == f"15 of {DEAD}{advice}take a smaller codebook."
 
 
 def test_a_summary_has_no_numbers_that_are_not_known():

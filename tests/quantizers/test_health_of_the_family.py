@@ -57,6 +57,18 @@ def test_what_does_not_start_from_data_is_not_advised_to():
     assert reason.endswith("Start it from vectors of the data, by set_codebook_().")
 
 
+@pytest.mark.parametrize(
+    ("quantizer", "setting"),
+    [(GumbelQuantizer(32, 3, in_channels=5), "raise kl_weight or temperature"), (LFQ(num_bits=5), "diversity_weight")],
+    ids=["gumbel", "lfq"],
+)
+def test_entries_that_are_not_chosen_are_brought_into_use_by_a_setting_of_the_quantizer(quantizer, setting):
+    z = 1.0 + 1e-2 * torch.rand(64, 5)  # all on one side of every boundary
+    reasons = [reason for reason in quantizer.health(z).reasons if "stand for none" in reason]
+    assert len(reasons) == 1
+    assert setting in reasons[0]
+
+
 @pytest.mark.parametrize("quantizer", [FSQ((4, 4, 4)), LFQ(3), SimVQ(8, 3), GumbelQuantizer(8, 3, in_channels=3)])
 def test_vectors_that_are_left_out_are_not_counted(quantizer):
     z = torch.randn(50, 3)

@@ -46,6 +46,8 @@ class AbstractQuantizer(nn.Module, ABC):
     # The entries of ``codebook`` for health(): the nearest is chosen, or they only lie among the vectors, or in another
     # space; None if they are not learned.
     _entries_are: Literal["nearest", "among", "apart"] | None = None
+    # What health() advises, before a smaller codebook, where few entries are chosen.
+    _more_use = ""
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ class Findings(NamedTuple):
     broken: int  # entries that are not finite
     waiting: bool  # the codebook has not started from data yet
     revives: bool | None  # whether dead entries are revived; None if they cannot be
+    more_use: str  # what else the quantizer has that brings entries into use
     by_distance: bool  # whether the nearest entry is chosen
     of_rest: bool  # whether the vectors are what stages before have left over
     not_finite: int  # live vectors that are not finite
@@ -110,7 +111,7 @@ def _reasons_of_use(found: Findings) -> Iterator[str]:
     elif dead > unlucky + 0.1 * size:
         yield (
             f"{dead} of {size} entries stand for none of {vectors} vectors, where chance would leave {unlucky:.0f}: "
-            f"{revive}take a smaller codebook."
+            f"{revive}{found.more_use}take a smaller codebook."
         )
     else:
         share = found.counts.sort(descending=True).values.cumsum(0) / vectors

@@ -50,6 +50,7 @@ class GumbelQuantizer(AbstractQuantizer):
 
     _learns_from_output = True
     _entries_are = "apart"
+    _more_use = "raise kl_weight or temperature, or "
 
     def __init__(
         self,

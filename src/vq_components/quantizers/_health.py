@@ -148,6 +148,7 @@ def codebook_health(
         window.findings(
             waiting=codebook is not None and not bool(codebook.started),
             revives=None if codebook is None else codebook.revival is not None,
+            more_use="" if part is None else part._more_use,
             by_distance=part is not None and part._entries_are == "nearest",
             of_rest=any(place.startswith("stage ") and place != "stage 0" for place in name.split(", ")),
             not_finite=int(dirty),

@@ -161,6 +161,8 @@ class LFQ(AbstractQuantizer):
         True
     """
 
+    _more_use = "raise diversity_weight, or "
+
     def __init__(
         self,
         num_bits: int,
