@@ -6,7 +6,7 @@ from vq_components import DeadCodeRevival, EMAVectorQuantizer, VectorQuantizer, 
 from vq_components.testing import QuantizerSubject, traits_of
 
 LIVELY = DeadCodeRevival(threshold=0.5, decay=0.7)
-FUNCTIONS = ("code_entropies", "orthogonality_loss", "kmeans")
+FUNCTIONS = ("nearest_code", "code_entropies", "orthogonality_loss", "kmeans")
 EVEN = DeadCodeRevival(threshold=0.5, decay=0.5)  # after one update without a vector the usage is the threshold
 
 

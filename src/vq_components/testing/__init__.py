@@ -137,6 +137,7 @@ from ._quantizer_call import check_quantizer_call as check_quantizer_call
 from ._quantizer_freeze import check_freeze as check_freeze
 from ._quantizer_functions import check_code_entropies_function as check_code_entropies_function
 from ._quantizer_functions import check_kmeans_function as check_kmeans_function
+from ._quantizer_functions import check_nearest_code_function as check_nearest_code_function
 from ._quantizer_functions import check_orthogonality_function as check_orthogonality_function
 from ._quantizer_gradients import check_every_parameter_is_trained as check_every_parameter_is_trained
 from ._quantizer_gradients import check_input_gradient as check_input_gradient

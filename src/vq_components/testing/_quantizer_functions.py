@@ -1,4 +1,4 @@
-"""Checks of functions that go with a codebook: entropies of assignments, orthogonality, and clusters to start from."""
+"""Checks of functions that go with a codebook: search, entropies, orthogonality, and clusters to start from."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -59,6 +59,40 @@ def check_code_entropies_function(subject: QuantizerSubject) -> None:
         for name, value, exact in zip(("mean of the entropies", "entropy of the mean"), found, wanted, strict=True):
             where = f"{name}, {int(live.sum())} of {count} vectors, {size} entries, temperature {temperature}"
             _require_same(value, exact, leaves, where)
+
+
+@QUANTIZER.check(
+    rule="the index is that of the nearest entry, the first of equally near ones, and of an entry for every vector",
+    cause="distances that are rounded where entries are far off, ties that go to the last one, or an index of what a "
+    "tile is filled up with",
+    applies=_has("nearest_code"),
+)
+def check_nearest_code_function(subject: QuantizerSubject) -> None:
+    """Guards the search by differences in float64: also far off, over many entries, with ties, and at NaN and infinity.
+
+    Fails it::
+
+        index = (2 * z @ codebook.T - codebook.square().sum(dim=1)).argmax(dim=1)  # NaN counts as the largest
+    """
+    function = _of(subject, "nearest_code")
+    for size, offset in ((1, 0.0), (7, 0.0), (300, 1000.0), (5000, 0.0)):
+        where = f"{size} entries around {offset:g}"
+        codebook = torch.randn(size, 6).repeat(2, 1) + offset
+        z = torch.randn(50, 6) + offset
+        distances = (z.double()[:, None] - codebook.double()).square().sum(dim=2)
+        best, found = distances.amin(dim=1), function(z, codebook)
+        require(found.dtype == torch.int64 and found.shape == (50,), f"indices are {found.dtype} {tuple(found.shape)}")
+        require(bool((found >= 0).all() and (found < 2 * size).all()), f"{where}: an index of no entry")
+        behind = (distances.gather(1, found[:, None])[:, 0] - best).max()
+        require(float(behind) < 1e-3, f"{where}: an entry is taken that is {float(behind):.3g} further, squared")
+        require(bool((found < size).all()), f"{where}, each twice: the second one of two is taken")
+        z[:3, 2] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+        bad = function(z, codebook)
+        require(bool((bad >= 0).all() and (bad < 2 * size).all()), f"{where}: an index of no entry, of NaN or infinity")
+        require(torch.equal(bad[3:], found[3:]), f"{where}: NaN in a vector changes the indices of others")
+        if size > 1:
+            codebook[found[3]] = torch.nan
+            require(int(function(z, codebook)[3]) != int(found[3]), f"{where}: an entry that is NaN is the nearest")
 
 
 @QUANTIZER.check(

@@ -72,7 +72,7 @@ def check_input_gradient(subject: QuantizerSubject) -> None:
 
 
 def _check_extreme_gradients(subject: QuantizerSubject, module: Any, mode: str) -> None:
-    """At vectors that have hardly a direction, and at vectors opposite to their entry."""
+    """At vectors that have hardly a direction, and at vectors opposite to their entry, or with an entry at zero."""
     if subject.traits.distance == "cosine":
         grad = _gradient(subject, module, 1e-9 * subject.input(64))
         most = float(grad.abs().max())
@@ -81,6 +81,9 @@ def _check_extreme_gradients(subject: QuantizerSubject, module: Any, mode: str) 
         module.set_codebook_(torch.ones_like(subject.codebook(module)))
         grad = _gradient(subject, module, -torch.ones_like(subject.input(4)))
         require(bool(grad.isfinite().all()), f"{mode}: the gradient at minus an entry is not finite")
+        module.set_codebook_(torch.zeros_like(subject.codebook(module)))
+        grad = _gradient(subject, module, subject.input(4))
+        require(bool(grad.isfinite().all()), f"{mode}: the gradient is not finite where the entry is zero")
 
 
 def _gradient(subject: QuantizerSubject, module: Any, z: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ class QuantizerTraits:
         reference: ``(module, vectors (N, D)) -> (quantized, indices, loss)``: what it should compute, written
             plainly with torch's autograd; values and gradients are compared with it.
         functions: functions to check as well, by the names and with the arguments that they have in
-            ``vq_components.functional``: any of ``code_entropies``, ``orthogonality_loss`` and ``kmeans``.
+            ``vq_components.functional``: any of ``nearest_code``, ``code_entropies``, ``orthogonality_loss`` and
+            ``kmeans``.
         strict: what can be bit-equal must be; and there are ``encode``, ``decode`` and ``terms``, as of this package's
             quantizers.
         rtol: relative tolerance where not strict, and of losses and gradients.
@@ -115,7 +116,7 @@ def _check_functions(functions: Mapping[str, Any]) -> None:
             raise TypeError(f"QuantizerTraits takes a function as {name}, but got {function!r}.")
 
 
-_FUNCTIONS = ("code_entropies", "orthogonality_loss", "kmeans")
+_FUNCTIONS = ("nearest_code", "code_entropies", "orthogonality_loss", "kmeans")
 _MEANT: dict[str, tuple[Any, ...]] = {
     "distance": ("euclidean", "cosine", None),
     "estimator": ("straight_through", "other", "none"),

@@ -228,9 +228,6 @@ MUTANTS = [
     ('the perplexity of nothing is NaN',
      'functional/_codes.py', 'share = counts / counts.sum().clamp(min=1)',
      'share = counts / counts.sum()'),
-    ('the rotation trick overlooks that an entry of zeros has no direction',
-     'functional/_estimators.py', 'has_direction = (length > 0) & (target > 0)',
-     'has_direction = length > 0'),
     ('encode looks float64 vectors up in float32',
      'functional/_codes.py', 'dtype = torch.promote_types(torch.promote_types(z.dtype, codebook.dtype), torch.float32)',
      'dtype = torch.float32'),
@@ -293,4 +290,6 @@ MUTANTS = [
     ("distances of earlier updates count again", "quantizers/_statistics.py",
      "    state.pending_distances.zero_()\n", ""),
     ("set_codebook_ keeps the usage", "quantizers/_codebook.py", "        self.usage.fill_(1)\n", ""),
+    ("set_codebook_ keeps who won the places", "quantizers/_codebook.py",
+     "        self.candidate_keys.fill_(torch.inf)\n        if", "        self.candidates.zero_()\n        if"),
 ]

@@ -30,6 +30,7 @@ ROOMS = {
     "quantizers": ["quantizers"],
     "losses": ["losses"],
     "family": ["family"],
+    "functions": ["quantizers"],
     "prior": ["priors"],
     "model": ["tokenizers"],
 }
