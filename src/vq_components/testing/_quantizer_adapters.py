@@ -1,13 +1,14 @@
 """How to call a quantizer, and what to read from its answer."""
 
 import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ._answers import AnswerReader
 from ._compare import as_loss_tensor
 from ._quantizer_traits import QuantizerTraits
 
@@ -50,72 +51,21 @@ def as_result(answer: tuple[Any, ...]) -> QuantizerResult:
     return QuantizerResult(quantized, indices, as_loss_tensor(loss), terms)
 
 
-def find_result(answer: Any, z: Tensor) -> QuantizerResult:
-    """Reads ``(quantized, indices, loss)`` from what a quantizer returned, in whatever order and nesting.
-
-    Fields called so are taken; else the first floating-point tensor with the batch of ``z`` and its rank is the output,
-    the first integer tensor the indices, and the single floating-point number the loss, 0 if there is none.
-    """
+def _find_result(reader: AnswerReader, answer: Any, z: Tensor) -> QuantizerResult:
+    """Reads ``(quantized, indices, loss)`` from what a quantizer returned: attributes called so, else as they look."""
     if not isinstance(answer, dict) and all(hasattr(answer, name) for name in ("quantized", "indices", "loss")):
         return QuantizerResult(answer.quantized, answer.indices, answer.loss, getattr(answer, "terms", None))
-    return QuantizerResult(
-        *find_parts(
-            answer,
-            lambda t: t.ndim == z.ndim and t.shape[0] == z.shape[0],
-            what="quantized vectors",
-            remedy="pass an adapter that finds them",
-        )
-    )
-
-
-def find_parts(answer: Any, fits: Callable[[Tensor], bool], *, what: str, remedy: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The first floating-point tensor that fits, the first integer one, and the loss.
-
-    Raises:
-        TypeError: if there are none, with ``what`` was looked for and the ``remedy``.
-    """
-    tensors = list(_tensors_in(answer))
-    outputs = [t for t in tensors if t.is_floating_point() and fits(t)]
-    indices = [t for t in tensors if not t.is_floating_point() and t.dtype != torch.bool]
-    if not outputs or not indices:
-        found = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors) or "no tensor"
-        raise TypeError(f"no {what} and indices in the answer ({found}): {remedy}")
-    return outputs[0], indices[0], _find_loss(answer, outputs[0])
-
-
-def _find_loss(answer: Any, output: Tensor) -> Tensor:
-    """The number called loss, the only one, or the only one beside the output."""
-    named = answer.get("loss") if isinstance(answer, dict) else getattr(answer, "loss", None)
-    if isinstance(named, Tensor):
-        return named
-    beside = [value for value in answer if isinstance(value, Tensor)] if isinstance(answer, (tuple, list)) else []
-    for tensors in (beside, list(_tensors_in(answer))):
-        losses = [t for t in tensors if t.is_floating_point() and t.numel() == 1 and t is not output]
-        if len(losses) > 1:
-            raise TypeError(f"{len(losses)} single numbers in the answer: pass an adapter that says which is the loss")
-        if losses:
-            return losses[0]
-    return output.new_zeros(())
-
-
-def _tensors_in(answer: Any) -> Iterator[Tensor]:
-    """All of them, in whatever nesting of tuples, lists, dicts and dataclasses."""
-    if isinstance(answer, Tensor):
-        yield answer
-    elif is_dataclass(answer):
-        yield from _tensors_in(vars(answer))
-    elif isinstance(answer, (dict, tuple, list)):
-        for value in answer.values() if isinstance(answer, dict) else answer:
-            yield from _tensors_in(value)
+    return QuantizerResult(*reader.read(answer, z, lambda t: t.ndim == z.ndim and t.shape[0] == z.shape[0]))
 
 
 def as_adapter(adapter: Any, module: Any) -> QuantizerAdapter:
     """An adapter: as given, made of a call function, or the one for objects that say what they return."""
     if isinstance(adapter, QuantizerAdapter):
         return adapter
+    reader = AnswerReader(what="quantized vectors", remedy="pass an adapter that returns (quantized, indices, loss)")
     return QuantizerAdapter(
-        call=adapter or (lambda module, z: find_result(module(z), z)),
-        masked=lambda module, z, mask: find_result(_pass_mask(module, z, mask), z),
+        call=adapter or (lambda module, z: _find_result(reader, module(z), z)),
+        masked=lambda module, z, mask: _find_result(reader, _pass_mask(module, z, mask), z),
         encode=_find_encode(module),
         decode=_find_decode(module),
         codebook=_find_codebook(module),

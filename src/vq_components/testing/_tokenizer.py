@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._answers import AnswerReader
 from ._compare import as_loss_tensor, clone, differ, gap
 from ._engine import Kind
-from ._quantizer_adapters import find_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +64,20 @@ class TokenizerAdapter:
     decode: Callable[[Any, Tensor], Tensor] = lambda module, indices: module.decode(indices)
 
 
-def _forward(module: Any, images: Tensor) -> tuple[Any, ...]:
-    """In the usual order, or found by shapes and types: images, integers, and one number."""
+def _forward(reader: AnswerReader, module: Any, images: Tensor) -> tuple[Any, ...]:
+    """In the usual order, or found by names, shapes and types: images, integers, and one number."""
     answer = module(images)
     if isinstance(answer, tuple) and len(answer) >= 3:
         return tuple(answer[:3])
-    return find_parts(
-        answer,
-        lambda t: t.shape == images.shape,
-        what=f"images of shape {tuple(images.shape)}",
+    return reader.read(answer, images, lambda t: t.shape == images.shape)
+
+
+def _usual_adapter() -> TokenizerAdapter:
+    reader = AnswerReader(
+        what="images of that shape",
         remedy="pass TokenizerAdapter(forward=...) that gives (reconstructions, indices, loss)",
     )
+    return TokenizerAdapter(forward=partial(_forward, reader))
 
 
 def _with_tensor(forward: Callable[[Any, Tensor], tuple[Any, ...]], module: Any, images: Tensor) -> tuple[Any, ...]:
@@ -140,7 +143,7 @@ class TokenizerSubject:
         self._source = model
         self.traits = traits
         self.name = name or type(model).__name__
-        adapter = TokenizerAdapter(forward=_forward) if adapter is None else adapter
+        adapter = _usual_adapter() if adapter is None else adapter
         self.adapter = replace(adapter, forward=partial(_with_tensor, adapter.forward))
         self.expected_failures = dict(expected_failures or {})
 
