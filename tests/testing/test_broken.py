@@ -81,6 +81,12 @@ def write(self, z, result):
     return result
 
 
+def search_what_is_kept(quantizer, flat):
+    if not hasattr(quantizer, "kept"):
+        quantizer.kept = quantizer.codebook.detach().clone()
+    return torch.cdist(flat.detach(), quantizer.kept).nan_to_num(torch.inf).argmin(dim=1)
+
+
 CASES = {
     "check_shapes": broken(forward=forward_then(lambda self, z, r: (r[0], r[1].flatten(), r[2]))),
     "check_index_range": broken(forward=forward_then(lambda self, z, r: (r[0], r[1] + 1, r[2]))),
@@ -106,6 +112,7 @@ CASES = {
                                    + (flat - entries.detach()).square().mean()),
     "check_every_parameter_is_trained": broken(loss=lambda self, flat, e: (flat - e.detach()).square().mean()),
     "check_eval_changes_nothing": broken(forward=forward_then(count)),
+    "check_loading_after_use": broken(search=lambda self, flat: search_what_is_kept(self, flat)),
     "check_freeze": broken(forward=forward_then(averages), freeze=lambda self: self.codebook.requires_grad_(False),
                            unfreeze=lambda self: self.codebook.requires_grad_(True)),
     "check_checkpointing": broken(forward=lambda self, z: Good.forward(self, count(self, z, z))),
@@ -177,6 +184,50 @@ def test_a_copy_that_uses_the_original_is_seen():
     quantizer.__deepcopy__ = lambda memo: quantizer
     with pytest.raises(CheckFailure):
         testing.check_copies(lambda: quantizer, traits=TRAITS)
+
+
+def test_an_index_that_is_not_that_of_the_draw_is_seen():
+    class Drawn(Good):
+        honest = False
+
+        def forward(self, z):
+            logits = self.vectors(z) @ self.codebook.T
+            drawn = torch.nn.functional.gumbel_softmax(logits, hard=True) if self.training else logits.softmax(dim=1)
+            indices = (drawn if self.honest or not self.training else logits).argmax(dim=1)
+            quantized = (drawn @ self.codebook if self.training else self.codebook[indices]).view(
+                len(z), *z.shape[2:], 4
+            )
+            return quantized.movedim(-1, 1), indices.view(len(z), *z.shape[2:]), z.new_zeros(())
+
+    traits = QuantizerTraits(dim=4, codebook_size=16, stochastic=True, estimator="other", trains_codebook=True)
+    quantizer = Drawn()
+    with pytest.raises(CheckFailure, match="training, the entries of the indices: "):
+        testing.check_index_of_draw(quantizer, traits=traits)
+    quantizer.honest = True
+    testing.check_index_of_draw(quantizer, traits=traits)
+
+
+def test_a_channel_without_a_gradient_is_seen():
+    quantizer = broken(
+        estimate=lambda self, flat, entries: entries.detach() + (flat - flat.detach()) * (flat != flat[:, :1])
+    )
+    with pytest.raises(CheckFailure, match=r"channels \[0\] of the input get no gradient from any of 64 vectors"):
+        testing.check_input_gradient(quantizer, traits=QuantizerTraits(dim=4, codebook_size=16, estimator="other"))
+
+
+def test_a_generator_of_its_own_is_no_state():
+    class Noisy(Good):
+        def __init__(self):
+            super().__init__()
+            self.generator = torch.Generator().manual_seed(3)
+
+        def vectors(self, z):
+            flat = super().vectors(z)
+            return flat + 0.5 * torch.randn(flat.shape, generator=self.generator) if self.training else flat
+
+    traits = QuantizerTraits(dim=4, codebook_size=16, stochastic=True)
+    testing.check_state_dict(Noisy(), traits=traits)
+    testing.check_loading_after_use(Noisy(), traits=traits)
 
 
 def test_every_check_says_what_it_guards_and_shows_what_fails_it():

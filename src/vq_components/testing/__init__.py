@@ -129,6 +129,7 @@ from ._public import traits_of as traits_of
 from ._quantizer_accidents import check_broken_entry as check_broken_entry
 from ._quantizer_accidents import check_codebook_moves_before_backward as check_codebook_moves_before_backward
 from ._quantizer_accidents import check_huge_vector as check_huge_vector
+from ._quantizer_accidents import check_loading_after_use as check_loading_after_use
 from ._quantizer_accidents import check_not_finite as check_not_finite
 from ._quantizer_adapters import QuantizerAdapter as QuantizerAdapter
 from ._quantizer_adapters import QuantizerResult as QuantizerResult
@@ -215,6 +216,7 @@ from ._quantizer_values import check_decode_inverts_forward as check_decode_inve
 from ._quantizer_values import check_decode_of_no_index as check_decode_of_no_index
 from ._quantizer_values import check_deterministic as check_deterministic
 from ._quantizer_values import check_encode as check_encode
+from ._quantizer_values import check_index_of_draw as check_index_of_draw
 from ._quantizer_values import check_nearest_entry as check_nearest_entry
 from ._quantizer_values import check_output_is_an_entry as check_output_is_an_entry
 from ._quantizer_values import check_permutation as check_permutation

@@ -1,12 +1,13 @@
 """Checks of a quantizer: that what goes wrong in one place, or happens in between, harms nothing else."""
 
+import copy
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._compare import backward, clone, floating_state, gap
+from ._compare import backward, clone, drawn, floating_state, gap
 from ._quantizer_subject import QUANTIZER, QuantizerSubject, has_codebook, has_encode, has_setter
 from ._quantizer_updates import _can_be_set
 from ._report import require
@@ -33,6 +34,36 @@ def check_broken_entry(subject: QuantizerSubject) -> None:
             entries[3, -1] = bad
             differ = int((subject.call_copy(module, z).indices != expected).sum())
             require(differ == 0, f"an entry with {bad}: {differ} of {expected.numel()} indices change")
+
+
+@QUANTIZER.check(
+    rule="a module that has been called goes on from what is loaded, as one that has not",
+    cause="norms or entries that are kept from call to call, and that load_state_dict leaves as they are",
+)
+def check_loading_after_use(subject: QuantizerSubject) -> None:
+    """Guards evaluations of one checkpoint after the other in one module.
+
+    Fails it::
+
+        if self._squares is None:
+            self._squares = self.codebook.square().sum(dim=1)
+    """
+    for training in subject.modes:
+        used, fresh = (subject.fresh().train(training) for _ in range(2))
+        for _ in range(2):
+            subject.call(used, subject.input(24))
+        # Other entries, and other projections, of the same kind.
+        state = {
+            name: tensor.flip(tuple(range(tensor.ndim - 1))) if tensor.is_floating_point() else tensor
+            for name, tensor in subject.started().state_dict().items()
+        }
+        z, results = subject.input(48), []
+        for module in (used, fresh):
+            module.load_state_dict(copy.deepcopy(state))
+            with drawn(1):
+                results.append(subject.call(module, z))
+        text = subject.results_differ(*results)
+        require(not text, f"{'training' if training else 'evaluation'}, loaded after two calls, and before: {text}")
 
 
 @QUANTIZER.check(

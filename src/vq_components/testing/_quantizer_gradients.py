@@ -67,6 +67,11 @@ def check_input_gradient(subject: QuantizerSubject) -> None:
             if subject.traits.estimator == "straight_through":
                 text = subject.differ(grad, cotangent)
                 require(not text, f"{mode}: compared with the output's gradient, {text}")
+        z = subject.input(64).requires_grad_()
+        quantized = subject.call(module, z).quantized
+        (grad,) = grads_of(quantized, [z], torch.randn_like(quantized))
+        idle = [] if grad is None else (~subject.vectors(grad).any(dim=0)).nonzero().flatten().tolist()
+        require(not idle, f"{mode}: channels {idle} of the input get no gradient from any of 64 vectors")
         if subject.traits.strict:
             _check_extreme_gradients(subject, module, mode)
 

@@ -184,6 +184,15 @@ def check_copies(subject: QuantizerSubject) -> None:
             _check_twins(subject, copy.deepcopy(module), pickle.loads(pickle.dumps(module)), f"{stage}, pickle")
 
 
+def _seed(module: Any, seed: int) -> None:
+    """The global random state, and generators of the module's own, which no state_dict holds either."""
+    torch.manual_seed(seed)
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, torch.Generator):
+                value.manual_seed(seed)
+
+
 def _check_twins(subject: QuantizerSubject, module: Any, other: Any, name: str) -> None:
     """Raises unless two modules are alike, now and later."""
     text = state_difference(state_of(other), state_of(module))
@@ -195,7 +204,7 @@ def _check_twins(subject: QuantizerSubject, module: Any, other: Any, name: str) 
             other.train(training)
             results = []
             for each in (module, other):
-                torch.manual_seed(step)
+                _seed(each, step)
                 results.append(subject.call(each, z))
             text = subject.results_differ(results[1], results[0])
             require(not text, f"{name}, step {step}: {text}")

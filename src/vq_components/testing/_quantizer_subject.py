@@ -11,14 +11,7 @@ from torch import Tensor, nn
 
 from ._compare import backward, clone, differ, drawn, gap, state_difference, state_of
 from ._engine import Kind, isolated
-from ._quantizer_adapters import (
-    QuantizerAdapter,
-    QuantizerResult,
-    as_adapter,
-    as_result,
-    find_traits,
-    revives_itself,
-)
+from ._quantizer_adapters import QuantizerAdapter, QuantizerResult, as_adapter, as_result, find_traits, revives_itself
 from ._quantizer_recognition import recognize_codebook, warn_of_unchecked
 from ._quantizer_traits import QuantizerTraits
 
@@ -60,25 +53,32 @@ class QuantizerSubject:
                 f"but got {self.traits.codebook_size}. Pass a quantizer with more."
             )
         told = isinstance(adapter, QuantizerAdapter) and (adapter.codebook is not None or adapter.traits is not None)
+        answers = True
         if not (told or self.traits.strict or self.traits.codebook_size is None):
-            self._recognize_codebook()
-        warn_of_unchecked(self.name, self.adapter, self.traits)
+            answers = self._recognize_codebook()
+        if answers:  # else a check tells what is missing first
+            warn_of_unchecked(self.name, self.adapter, self.traits)
         self.expected_failures = dict(expected_failures or {})
 
-    def _recognize_codebook(self) -> None:
-        """Looks for one whose rows come out, whatever it is called; several stages or heads have none in common."""
-        named, codebook = self.adapter.codebook, None
+    def _recognize_codebook(self) -> bool:
+        """Looks for one whose rows come out, whatever it is called; several stages or heads have none in common.
+
+        Returns whether it can be called as declared, as far as that was tried.
+        """
+        named, codebook, answers = self.adapter.codebook, None, True
         if not self.traits.composite and self.traits.index_shape == ():
-            codebook = named  # also of what cannot be called, as a check tells
+            codebook, answers = named, False
             with isolated(), contextlib.suppress(Exception):
                 module = self.started(training=False)
                 result = self.call(module, self.input(48))
+                answers = True
                 rows, outputs = self.flat(result.indices).long(), self.vectors(result.quantized)
                 learned = named is not None and (
                     named(module).requires_grad or bool(gap(named(module), named(self.fresh())))
                 )
                 codebook = recognize_codebook(module, rows, outputs, self.traits, named, learned=learned)
         self.adapter = replace(self.adapter, codebook=codebook)
+        return answers
 
     def fresh(self) -> Any:
         """A copy in training mode, as it was given."""

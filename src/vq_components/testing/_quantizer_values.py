@@ -47,8 +47,8 @@ def check_decode_inverts_forward(subject: QuantizerSubject) -> None:
 
 
 @QUANTIZER.check(
-    rule="in evaluation, decode(encode(z)) is what the forward returns",
-    cause="encode and forward look up in different ways, or encode returns another layout",
+    rule="decode(encode(z)) is what the forward returns; in training too, unless that is random",
+    cause="encode and forward look up in different ways, encode returns another layout, or counts as a forward does",
     applies=has_encode,
     needs=missing(
         (lambda subject: subject.adapter.encode is not None, "a method encode, or the adapter's encode="),
@@ -64,16 +64,16 @@ def check_encode(subject: QuantizerSubject) -> None:
             return self.search(z)  # without the normalization that forward does first
     """
     for training in subject.modes:
-        module = subject.started(training=training)
+        module, mode = subject.started(training=training), "training" if training else "evaluation"
         for rank in subject.traits.space:
             z = subject.to_layout(torch.randn(4, *(4, 6, 2)[:rank], subject.traits.dim))
             indices = subject.encode(module, z)
             result = subject.call_copy(module, z)
             text = gap(indices, result.indices)
-            require(not text, f"input {tuple(z.shape)}: {text} in the indices")
+            require(not text, f"{mode}, input {tuple(z.shape)}: {text} in the indices")
             require(not indices.requires_grad, "indices require grad")
             text = subject.differ(subject.decode(module, indices, z).to(z.dtype), result.quantized)
-            require(not text, f"input {tuple(z.shape)}: {text} in the decoded vectors")
+            require(not text, f"{mode}, input {tuple(z.shape)}: {text} in the decoded vectors")
 
 
 @QUANTIZER.check(
@@ -125,6 +125,27 @@ def check_output_is_an_entry(subject: QuantizerSubject) -> None:
         if text and subject.traits.distance == "cosine" and not subject.traits.strict:  # a codebook of any norms
             text = subject.differ(subject.vectors(result.quantized), normalize(entries, dim=1).to(z.dtype))
         require(not text, f"{'training' if training else 'evaluation'}: {text}")
+
+
+@QUANTIZER.check(
+    rule="an output that is drawn, and is an entry of the codebook, is the one that its index names",
+    cause="the index of the likeliest entry beside an output that was drawn, with noise",
+    applies=lambda subject: has_codebook(subject) and subject.traits.stochastic and not subject.traits.composite,
+)
+def check_index_of_draw(subject: QuantizerSubject) -> None:
+    """Guards usage and tokens in a random training; an output that is a mixture of entries is left alone.
+
+    Fails it::
+
+        return F.gumbel_softmax(logits, hard=True) @ codebook, logits.argmax(dim=1)
+    """
+    module = subject.started(training=True)
+    result = subject.call(module, subject.input(200))
+    outputs, entries = subject.vectors(result.quantized).detach(), subject.codebook(module)
+    nearest = entries[torch.cdist(outputs, entries.to(outputs.dtype)).argmin(dim=1)]
+    if not subject.about(outputs, nearest.to(outputs.dtype)):
+        text = subject.about(outputs, entries[subject.flat(result.indices).long()].to(outputs.dtype))
+        require(not text, f"training, the entries of the indices: {text}")
 
 
 @QUANTIZER.check(

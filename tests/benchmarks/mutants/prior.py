@@ -293,8 +293,7 @@ MUTANTS = [
     ("windows: transformer alone is taken", WINDOWS, "    if prior is None:", "    if False:"),
     ("guided halves interleaved", SAMPLING, "if self.guided:\n            given, free = logits.chunk(2)", "if self.guided:\n            given, free = logits[::2], logits[1::2]"),
     ("allowed rows in reverse", SAMPLING, "masked_fill(~self.allowed_tokens.to", "masked_fill(~self.allowed_tokens.flip(0).to"),
-    ('guided halves get interleaved tokens', GENERATE,
-     'tokens.repeat(repeats)',
-     'tokens.repeat_interleave(repeats)'),
+    ('guided halves get interleaved tokens', GENERATE, 'tokens.repeat(repeats)', 'tokens.repeat_interleave(repeats)'),
+    ("thin steps with an approximate GELU", THIN, 'mlp[1].approximate == "none"', 'mlp[1].approximate in ("none", "tanh")'),
     ("free half sees no samples", GENERATE, "sequence[:, known + step] = tokens.repeat(repeats)", "sequence[:batch, known + step] = tokens"),
 ]
