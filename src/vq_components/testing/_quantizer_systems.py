@@ -226,7 +226,8 @@ def _can_learn(subject: QuantizerSubject) -> bool:
 @QUANTIZER.check(
     rule="training on a toy distribution brings the error down, and uses no fewer entries than before",
     cause="a codebook that starts where no vector is, averages whose sizes start at 0 beside sums that do not, a "
-    "gradient of the wrong sign, or a stage that takes the input again instead of the rest. Declare distance='cosine' of directions, learns=False of what only a decoder trains",
+    "gradient of the wrong sign, or a stage that takes the input again instead of the rest. Declare distance='cosine' "
+    "of directions, learns=False of what only a decoder trains",
     applies=lambda subject: subject.traits.learns and _can_learn(subject),
 )
 def check_training(subject: QuantizerSubject) -> None:
