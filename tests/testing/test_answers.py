@@ -97,3 +97,17 @@ def test_what_could_be_several_things_is_refused(name):
     form, message = REFUSED[name]
     with pytest.raises(CheckFailure, match=message):
         check_quantizer_call(Lookup(form), traits=TRAITS)
+
+
+def test_what_cannot_be_read_is_not_said_to_have_no_codebook(recwarn):
+    class Unread(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.entries = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, z):
+            return {"out": z, "loss": self.entries.mean()}
+
+    with pytest.raises(CheckFailure, match="or no indices, in the answer"):
+        check_quantizer_call(Unread(), traits=TRAITS)
+    assert not recwarn.list
