@@ -118,7 +118,8 @@ def check_orthogonality_function(subject: QuantizerSubject) -> None:
 
 
 @QUANTIZER.check(
-    rule="k-means starts from different vectors, which the generator draws, and moves each center to its vectors' mean",
+    rule="k-means starts from different vectors, which the generator draws, and moves each center to the mean of its "
+    "vectors; where strict, one without a vector to the farthest vector",
     cause="a draw with repetitions, a generator that is not handed on, or centers without a vector that become 0",
     applies=_has("kmeans"),
 )
@@ -158,3 +159,7 @@ def check_kmeans_function(subject: QuantizerSubject) -> None:
     require(errors == sorted(errors, reverse=True), f"the error rises with the moves: {errors}")
     few = function(torch.tensor([[5.0], [5.0], [5.0], [9.0]]), 3, iterations=5).flatten().tolist()
     require(set(few) <= {5.0, 9.0}, f"centers of the vectors 5, 5, 5 and 9 are {few}")
+    if subject.traits.strict:
+        lone = torch.cat([torch.zeros(300, 1), torch.tensor([[7.0], [9.0]])])  # of which the draw has none
+        reached = function(lone, 3, iterations=1, generator=torch.Generator().manual_seed(1)).flatten().tolist()
+        require({7.0, 9.0} <= set(reached), f"centers without a vector did not go to the farthest, 7 and 9: {reached}")
