@@ -61,6 +61,13 @@ def test_every_level_can_be_reached_and_none_beyond():
         assert FSQ((count,))(z).indices.unique().tolist() == list(range(count))
 
 
+@pytest.mark.parametrize("count", [1000, 1001, 1002, 5003, 70_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_outermost_of_many_levels_can_be_reached(count, dtype):
+    found = FSQ((count,)).encode(torch.tensor([[-30.0], [0.0], [30.0]], dtype=dtype))
+    assert found.tolist() == [0, count // 2, count - 1]
+
+
 def test_fsqs_gradient_is_the_bounds():
     """Rounding is straight through, the bound is not: far out the gradient vanishes."""
     levels = (8, 5)

@@ -16,9 +16,10 @@ class FSQ(AbstractQuantizer):
 
     ``quantized_i = round(f_i(z_i)) / floor(L_i / 2)`` with the bound ``f_i(z) = h tanh(z + tan(o / h)) - o``, where
     ``h = (L_i - 1)(1 - 0.001) / 2`` and ``o`` is 0.5 for an even number of levels ``L_i``, else 0: Mentzer et al.,
-    "Finite Scalar Quantization: VQ-VAE Made Simple" (2023), appendix A.1. The index is
-    ``sum_i n_i prod_{j<i} L_j``, where ``n_i`` in ``[0, L_i)`` numbers the levels upwards. Rounding is straight
-    through, the bound is not: the gradient of ``z_i`` is that of ``f_i(z_i) / floor(L_i / 2)``.
+    "Finite Scalar Quantization: VQ-VAE Made Simple" (2023), appendix A.1. Of more than 1000 levels the outermost would
+    be out of reach: there ``h = (L_i - 1.5) / 2``. The index is ``sum_i n_i prod_{j<i} L_j``, where ``n_i`` in
+    ``[0, L_i)`` numbers the levels upwards. Rounding is straight through, the bound is not: the gradient of ``z_i`` is
+    that of ``f_i(z_i) / floor(L_i / 2)``.
 
     Nothing collapses and nothing is learned, so there is no loss and no state. The paper recommends:
 
@@ -109,7 +110,9 @@ class FSQ(AbstractQuantizer):
     def _bound(self, z: Tensor) -> Tensor:
         channels = []
         for x, count in self._channels(z):
-            half, offset = (count - 1) * (1 - 1e-3) / 2, 0.5 * (count % 2 == 0)
+            # The paper's factor, as far as it leaves the outermost levels within reach.
+            half = ((count - 1) * (1 - 1e-3) if count <= 1000 else count - 1.5) / 2
+            offset = 0.5 * (count % 2 == 0)
             channels.append(half * torch.tanh(x + math.tan(offset / half)) - offset)
         return torch.stack(channels, dim=1)
 

@@ -11,7 +11,7 @@ VECTOR = "quantizers/_vector.py"
 MUTANTS = [
     ("FSQ: no shift of even levels", SCALAR, "0.5 * (count % 2 == 0)", "0.0 * (count % 2 == 0)"),
     ("FSQ: shift without atan", SCALAR, "torch.tanh(x + math.tan(offset / half))", "torch.tanh(x)"),
-    ("FSQ: one level more", SCALAR, "(count - 1) * (1 - 1e-3) / 2", "count / 2"),
+    ("FSQ: one level more", SCALAR, "(count - 1) * (1 - 1e-3) if", "count if"),
     ("FSQ: not scaled", SCALAR, "x / (count // 2) for x, count", "x for x, count"),
     ("FSQ: gradient past the bound", SCALAR, "functional.straight_through(soft,", "functional.straight_through(z,"),
     ("FSQ: digits with the next step", SCALAR, "            step *= count\n", "            step += count\n"),
