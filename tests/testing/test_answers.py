@@ -57,6 +57,10 @@ FORMS = {
     "dataclass": lambda z, d, q, i, loss: Answer(q, i, loss.mean(), perplexity(i)),
     "dict": lambda z, d, q, i, loss: {"zq": q, "ids": i, "commit_loss": loss.mean(), "ppl": perplexity(i)},
     "entropy loss": lambda z, d, q, i, loss: {"zq": q, "ids": i, "entropy_loss": loss.mean()},
+    "one-hot integers": lambda z, d, q, i, loss: (loss.mean(), q, (F.one_hot(i, 8), i)),
+    "counts first": lambda z, d, q, i, loss: {
+        "counts": torch.bincount(i.flatten(), minlength=8), "quantized": q, "indices": i, "loss": loss.mean()
+    },
     "one-hot": lambda z, d, q, i, loss: (q, loss.mean(), (perplexity(i), F.one_hot(i.flatten(), 8).float(), i)),
 }  # fmt: skip
 TRAITS = QuantizerTraits(

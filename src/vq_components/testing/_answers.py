@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 # In small letters.
+_INDICES = re.compile("indic|index|ids|codes?$|tokens?$")
 _OUTPUTS = {"quantized", "quantize", "quant", "z_q", "zq", "z_quantized", "quantized_latents"}
 _NO_LOSS = re.compile("perplexity|ppl|usage|entropy|norm|accuracy|temperature")
 
@@ -29,8 +30,9 @@ class AnswerReader:
 
     The output is a floating-point tensor that fits. Of several it is the one called as an output is, else the one with
     the shape of what was given, else the one in the place where an answer before had its output, else the one that is
-    neither what was given nor one-hot. Indices are the first integer tensor. The loss is the number called so, else
-    the only one, of the outermost ones if there are such.
+    neither what was given nor one-hot. Indices are the first integer tensor, of several the first one called as indices
+    are, or that is not one-hot. The loss is the number called so, else the only one, of the outermost ones if there are
+    such.
 
     Args:
         what: the output's name in messages.
@@ -40,7 +42,9 @@ class AnswerReader:
     def __init__(self, *, what: str, remedy: str) -> None:
         self.what = what
         self.remedy = remedy
-        self._place: str | None = None  # values are no help in a compiled call, or of an empty batch
+        # Values are no help in a compiled call, or of an empty batch: places of what was found before.
+        self._place: str | None = None
+        self._place_of_indices: str | None = None
 
     def read(self, answer: Any, given: Tensor, fits: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor, Tensor]:
         """The three of an answer to what was given.
@@ -57,7 +61,7 @@ class AnswerReader:
             shape = tuple(given.shape)
             raise TypeError(f"no {self.what} for {shape}, or no indices, in the answer ({text}): {self.remedy}")
         output = self._choose(outputs, given)
-        return output.tensor, indices[0].tensor, self._find_loss(found, output)
+        return output.tensor, self._choose_indices(indices).tensor, self._find_loss(found, output)
 
     def _choose(self, outputs: list[_Found], given: Tensor) -> _Found:
         for fits_better in (
@@ -73,6 +77,18 @@ class AnswerReader:
         if self._place is None:
             self._place = outputs[0].place
         return outputs[0]
+
+    def _choose_indices(self, indices: list[_Found]) -> _Found:
+        for fits_better in (
+            lambda each: _INDICES.search(each.name),
+            lambda each: each.place == self._place_of_indices,
+            lambda each: not _is_one_hot(each.tensor),
+        ):
+            if len(indices) > 1:
+                indices = [each for each in indices if fits_better(each)] or indices
+        if self._place_of_indices is None:
+            self._place_of_indices = indices[0].place
+        return indices[0]
 
     def _find_loss(self, found: list[_Found], output: _Found) -> Tensor:
         """The number called loss, else the one whose name has that in it, else the only one; 0 if there is none."""
