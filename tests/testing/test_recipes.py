@@ -57,6 +57,56 @@ class Cosine(Nearest):
         return F.embedding(indices, F.normalize(self.codebook, dim=1)).movedim(-1, 1)
 
 
+class Rotated(Nearest):
+    """The gradient turned and scaled as the entry is from the vector, which count as constants."""
+
+    def each(self, vectors):
+        _, indices, losses = super().each(vectors)
+        entries, plain = F.embedding(indices, self.codebook).detach(), vectors.detach()
+        a, b = F.normalize(plain, dim=1), F.normalize(entries, dim=1)
+        w = F.normalize(a + b, dim=1)
+        turned = vectors - 2 * (vectors * w).sum(dim=1, keepdim=True) * w
+        turned = turned + 2 * (vectors * a).sum(dim=1, keepdim=True) * b
+        moved = turned * entries.norm(dim=1, keepdim=True) / plain.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        return entries + (moved - moved.detach()), indices, losses
+
+
+class Linear(Nearest):
+    """SimVQ: fixed entries behind a linear layer that is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.fixed = self._parameters.pop("codebook").requires_grad_(False)
+        self.map = nn.Linear(self.dim, self.dim, bias=False)
+
+    @property
+    def codebook(self):
+        return self.map(self.fixed)
+
+
+class AllEntries(Nearest):
+    """IBQ: the one-hot choice with the gradient of the softmax over scores."""
+
+    def each(self, vectors):
+        shares = (vectors.nan_to_num() @ self.codebook.T).softmax(dim=1)
+        indices = shares.argmax(dim=1)
+        chosen = (F.one_hot(indices, 16) + (shares - shares.detach())) @ self.codebook
+        return chosen, indices, (chosen - vectors).square() + (chosen.detach() - vectors).square()
+
+
+class Groups(Positions):
+    def __init__(self):
+        super().__init__()
+        self.groups = nn.ModuleList([Nearest(), Nearest()])
+        for group in self.groups:
+            group.codebook = nn.Parameter(torch.randn(16, 2))
+
+    def each(self, vectors):
+        parts = [group.each(part) for group, part in zip(self.groups, vectors.chunk(2, dim=1), strict=True)]
+        outputs, indices, losses = zip(*parts, strict=True)
+        return torch.cat(outputs, dim=1), torch.stack(indices, dim=1), torch.stack(losses)
+
+
 class Residual(Positions):
     def __init__(self):
         super().__init__()
@@ -104,9 +154,13 @@ class Gumbel(Positions):
 
 BUILT = {
     "the paper's VQ": (Nearest, 16),
+    "the same with the rotation trick": (Rotated, 16),
+    "SimVQ": (Linear, 16),
+    "IBQ, whose gradient reaches all entries": (AllEntries, 16),
+    "groups of channels, `G` of them": (Groups, 16),
     "cosine codes": (Cosine, 16),
     "residual VQ of `Q` stages": (Residual, 16),
-    "FSQ, LFQ": (Scalars, 81),
+    "FSQ, LFQ, BSQ": (Scalars, 81),
     "Gumbel-softmax": (Gumbel, 16),
 }
 
@@ -116,5 +170,5 @@ def test_recipe(kind):
     (recipe,) = re.findall(rf"(?m)^\| {re.escape(kind)} \| `([^`]*)`", PAGE.read_text(encoding="utf-8"))
     build, size = BUILT[kind]
     torch.manual_seed(0)
-    traits = eval(f"dict({recipe})", {"Q": 2})
+    traits = eval(f"dict({recipe})", {"Q": 2, "G": 2})
     check_quantizer(build(), traits=QuantizerTraits(dim=4, codebook_size=size, **traits))
