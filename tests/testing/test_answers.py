@@ -78,7 +78,8 @@ def test_what_is_meant_is_found(form):
 REFUSED = {
     "two outputs": (
         lambda z, d, q, i, loss: (2 * z, q, i, loss.mean()),
-        r"quantized vectors may be any of 0 torch.float32 \(4, 8\), 1 torch.float32 \(4, 8\): pass an adapter",
+        r"quantized vectors for \(4, 8\) may be any of 0 torch.float32 \(4, 8\), 1 torch.float32 \(4, 8\): "
+        "pass an adapter",
     ),
     "a loss of each image": (
         lambda z, d, q, i, loss: (q, i, loss.flatten(1).mean(dim=1)),

@@ -35,7 +35,7 @@ class AnswerReader:
     such.
 
     Args:
-        what: the output's name in messages.
+        what: the output's name in messages, which go on with the shape of what was given.
         remedy: what to do where it is not found.
     """
 
@@ -43,8 +43,7 @@ class AnswerReader:
         self.what = what
         self.remedy = remedy
         # Values are no help in a compiled call, or of an empty batch: places of what was found before.
-        self._place: str | None = None
-        self._place_of_indices: str | None = None
+        self._places: dict[str, str] = {}
 
     def read(self, answer: Any, given: Tensor, fits: Callable[[Tensor], bool]) -> tuple[Tensor, Tensor, Tensor]:
         """The three of an answer to what was given.
@@ -59,36 +58,35 @@ class AnswerReader:
         if not outputs or not indices:
             text = ", ".join(map(str, found)) or "no tensor"
             shape = tuple(given.shape)
-            raise TypeError(f"no {self.what} for {shape}, or no indices, in the answer ({text}): {self.remedy}")
-        output = self._choose(outputs, given)
-        return output.tensor, self._choose_indices(indices).tensor, self._find_loss(found, output)
-
-    def _choose(self, outputs: list[_Found], given: Tensor) -> _Found:
-        for fits_better in (
+            raise TypeError(f"no {self.what} {shape}, or no indices, in the answer ({text}): {self.remedy}")
+        outputs = self._narrow(
+            "output",
+            outputs,
             lambda each: each.name in _OUTPUTS,
             lambda each: each.tensor.shape == given.shape,
-            lambda each: each.place == self._place,
-            lambda each: not torch.equal(each.tensor, given) and not _is_one_hot(each.tensor),
-        ):
-            if len(outputs) > 1:
-                outputs = [each for each in outputs if fits_better(each)] or outputs
+            by_value=lambda each: not torch.equal(each.tensor, given) and not _is_one_hot(each.tensor),
+        )
         if len(outputs) > 1:
-            raise TypeError(f"{self.what} may be any of {', '.join(map(str, outputs))}: {self.remedy}")
-        if self._place is None:
-            self._place = outputs[0].place
-        return outputs[0]
+            text = ", ".join(map(str, outputs))
+            raise TypeError(f"{self.what} {tuple(given.shape)} may be any of {text}: {self.remedy}")
+        indices = self._narrow(
+            "indices",
+            indices,
+            lambda each: bool(_INDICES.search(each.name)),
+            by_value=lambda each: not _is_one_hot(each.tensor),
+        )
+        return outputs[0].tensor, indices[0].tensor, self._find_loss(found, outputs[0])
 
-    def _choose_indices(self, indices: list[_Found]) -> _Found:
-        for fits_better in (
-            lambda each: _INDICES.search(each.name),
-            lambda each: each.place == self._place_of_indices,
-            lambda each: not _is_one_hot(each.tensor),
-        ):
-            if len(indices) > 1:
-                indices = [each for each in indices if fits_better(each)] or indices
-        if self._place_of_indices is None:
-            self._place_of_indices = indices[0].place
-        return indices[0]
+    def _narrow(
+        self, part: str, found: list[_Found], *tests: Callable[[_Found], bool], by_value: Callable[[_Found], bool]
+    ) -> list[_Found]:
+        """Those that pass each test that any passes: by value where the place of one before does not tell."""
+        for test in (*tests, lambda each: each.place == self._places.get(part), by_value):
+            if len(found) > 1:
+                found = [each for each in found if test(each)] or found
+        if part not in self._places and len(found) == 1:
+            self._places[part] = found[0].place
+        return found
 
     def _find_loss(self, found: list[_Found], output: _Found) -> Tensor:
         """The number called loss, else the one whose name has that in it, else the only one; 0 if there is none."""

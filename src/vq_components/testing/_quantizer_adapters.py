@@ -62,7 +62,9 @@ def as_adapter(adapter: Any, module: Any) -> QuantizerAdapter:
     """An adapter: as given, made of a call function, or the one for objects that say what they return."""
     if isinstance(adapter, QuantizerAdapter):
         return adapter
-    reader = AnswerReader(what="quantized vectors", remedy="pass an adapter that returns (quantized, indices, loss)")
+    reader = AnswerReader(
+        what="quantized vectors for", remedy="pass an adapter that returns (quantized, indices, loss)"
+    )
     return QuantizerAdapter(
         call=adapter or (lambda module, z: _find_result(reader, module(z), z)),
         masked=lambda module, z, mask: _find_result(reader, _pass_mask(module, z, mask), z),

@@ -74,7 +74,7 @@ def _forward(reader: AnswerReader, module: Any, images: Tensor) -> tuple[Any, ..
 
 def _usual_adapter() -> TokenizerAdapter:
     reader = AnswerReader(
-        what="images of that shape",
+        what="images of shape",
         remedy="pass TokenizerAdapter(forward=...) that gives (reconstructions, indices, loss)",
     )
     return TokenizerAdapter(forward=partial(_forward, reader))
