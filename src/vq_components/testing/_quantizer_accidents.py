@@ -1,6 +1,5 @@
 """Checks of a quantizer: that what goes wrong in one place, or happens in between, harms nothing else."""
 
-import copy
 import math
 from typing import Any
 
@@ -48,18 +47,18 @@ def check_loading_after_use(subject: QuantizerSubject) -> None:
         if self._squares is None:
             self._squares = self.codebook.square().sum(dim=1)
     """
+    # Other entries, and other projections, of the same kind.
+    state = {
+        name: tensor.flip(tuple(range(tensor.ndim - 1))) if tensor.is_floating_point() else tensor
+        for name, tensor in subject.started().state_dict().items()
+    }
     for training in subject.modes:
         used, fresh = (subject.fresh().train(training) for _ in range(2))
         for _ in range(2):
             subject.call(used, subject.input(24))
-        # Other entries, and other projections, of the same kind.
-        state = {
-            name: tensor.flip(tuple(range(tensor.ndim - 1))) if tensor.is_floating_point() else tensor
-            for name, tensor in subject.started().state_dict().items()
-        }
         z, results = subject.input(48), []
         for module in (used, fresh):
-            module.load_state_dict(copy.deepcopy(state))
+            module.load_state_dict(state)
             with drawn(1):
                 results.append(subject.call(module, z))
         text = subject.results_differ(*results)

@@ -67,10 +67,7 @@ def check_input_gradient(subject: QuantizerSubject) -> None:
             if subject.traits.estimator == "straight_through":
                 text = subject.differ(grad, cotangent)
                 require(not text, f"{mode}: compared with the output's gradient, {text}")
-        z = subject.input(64).requires_grad_()
-        quantized = subject.call(module, z).quantized
-        (grad,) = grads_of(quantized, [z], torch.randn_like(quantized))
-        idle = [] if grad is None else (~subject.vectors(grad).any(dim=0)).nonzero().flatten().tolist()
+        idle = (~subject.vectors(_gradient(subject, module, subject.input(64))).any(dim=0)).nonzero().flatten().tolist()
         require(not idle, f"{mode}: channels {idle} of the input get no gradient from any of 64 vectors")
         if subject.traits.strict:
             _check_extreme_gradients(subject, module, mode)
@@ -92,9 +89,10 @@ def _check_extreme_gradients(subject: QuantizerSubject, module: Any, mode: str) 
 
 
 def _gradient(subject: QuantizerSubject, module: Any, z: Tensor) -> Tensor:
-    """Of the sum of the output at ``z``."""
+    """Of a random combination of the output at ``z``."""
     leaf = z.requires_grad_()
-    (grad,) = grads_of(subject.call(module, leaf).quantized.sum(), [leaf])
+    quantized = subject.call(module, leaf).quantized
+    (grad,) = grads_of(quantized, [leaf], torch.randn_like(quantized))
     return torch.zeros_like(z) if grad is None else grad
 
 

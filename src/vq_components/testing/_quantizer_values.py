@@ -141,10 +141,11 @@ def check_index_of_draw(subject: QuantizerSubject) -> None:
     """
     module = subject.started(training=True)
     result = subject.call(module, subject.input(200))
-    outputs, entries = subject.vectors(result.quantized).detach(), subject.codebook(module)
-    nearest = entries[torch.cdist(outputs, entries.to(outputs.dtype)).argmin(dim=1)]
-    if not subject.about(outputs, nearest.to(outputs.dtype)):
-        text = subject.about(outputs, entries[subject.flat(result.indices).long()].to(outputs.dtype))
+    outputs = subject.vectors(result.quantized).detach()
+    entries = subject.codebook(module).to(outputs.dtype)
+    nearest = entries[torch.cdist(outputs, entries).argmin(dim=1)]
+    if not subject.about(outputs, nearest):
+        text = subject.about(outputs, entries[subject.flat(result.indices).long()])
         require(not text, f"training, the entries of the indices: {text}")
 
 

@@ -15,7 +15,6 @@ MUTANTS = [
      "drawn = torch.randint(vectors.shape[0], (num_clusters,), generator=generator)"),
     ("kmeans: the farthest vector is passed over", KMEANS, "(empty.cumsum(0) - 1).clamp(min=0)", "empty.cumsum(0)"),
     ("search: an index of the padding", SEARCH, "return index.clamp_(max=entries - 1)", "return index"),
-    ("search: the later one of two tiles", SEARCH, "better = (score > best)", "better = (score >= best)"),
     ("search: NaN is chosen", SEARCH, "torch.where(finite, bias, -torch.inf)\n    return tile", "bias\n    return tile"),
     ("search: no center", SEARCH, "return far, torch.where(far, center, 0)", "return far & False, torch.zeros_like(center)"),
 ]
