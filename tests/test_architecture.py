@@ -14,15 +14,16 @@ ALL_FILES = [*FILES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "d
 MAY_IMPORT = {
     "__init__": {"_distributed", "_model", "_serialization", "functional", "losses", "networks", "prior", "quantizers"},
     "_distributed": set(),
+    "_operators": set(),
     "_model": {"functional", "networks", "quantizers"},
     "_serialization": {"_model", "prior", "quantizers"},
-    "functional": set(),
+    "functional": {"_operators"},
     "losses": {"_distributed", "functional", "networks"},
     "metrics": {"functional", "plotting"},
     "networks": {"_distributed", "functional"},
     "plotting": set(),
     "prior": {"functional"},
-    "quantizers": {"_distributed", "functional"},
+    "quantizers": {"_distributed", "_operators", "functional"},
     # A kit for everybody's objects, which knows this package's quantizers and losses by their attributes.
     "testing": {"prior"},
 }

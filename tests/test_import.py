@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -25,6 +26,34 @@ def test_import_loads_nothing_beyond_torch_and_einops():
     packages = {name.partition(".")[0] for name in new} - sys.stdlib_module_names
     assert "vq_components" in packages
     assert packages <= {"vq_components", "torch", "einops", "sympy", "mpmath"}  # the last two: by torch 2.5 itself
+
+
+def test_what_is_not_compiled_loads_no_compiler():
+    """Torch's takes seconds to load, which would be those of the first call."""
+    script = """
+        import sys, torch, vq_components as vq
+        for quantizer in (vq.EMAVectorQuantizer(16, 4), vq.VectorQuantizer(16, 4), vq.IndexBackpropQuantizer(16, 4)):
+            out = quantizer(torch.randn(2, 4, 3, 3, requires_grad=True))
+            (out.quantized.sum() + out.loss).backward()
+            quantizer.decode(quantizer.eval().encode(torch.randn(2, 4, 3, 3)))
+        vq.MinGPT(16, 6, n_layer=1, n_head=1, n_embd=8)(torch.zeros(2, 3, dtype=torch.int64)).sum().backward()
+        print(*sorted({"torch._dynamo", "torch._inductor"} & set(sys.modules)))
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert not run.stdout.split()
+
+
+def test_a_module_that_is_loaded_again_finds_its_operators():
+    """Notebooks load changed modules again."""
+    script = """
+        import importlib, sys, torch, vq_components as vq
+        importlib.reload(sys.modules["vq_components.functional._codes"])
+        for name in [name for name in sys.modules if name.startswith("vq_components")]:
+            del sys.modules[name]
+        import vq_components as again
+        vq.VectorQuantizer(16, 4)(torch.randn(2, 4)), again.IndexBackpropQuantizer(16, 4)(torch.randn(2, 4))
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
 
 
 def test_all_lists_every_public_name_once():

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .._operators import operator
 from ._search import is_exporting, plain_search, search
 
 
@@ -46,15 +47,12 @@ def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     return indices
 
 
-# An operator of its own: torch.compile sees one node instead of an unrolled loop over tiles.
-@torch.library.custom_op("vq_components::nearest_code", mutates_args=())
-def _search_operator(z: Tensor, codebook: Tensor) -> Tensor:
-    return search(z, codebook)
-
-
-@_search_operator.register_fake
-def _(z: Tensor, codebook: Tensor) -> Tensor:
+def _fake_search(z: Tensor, codebook: Tensor) -> Tensor:
     return z.new_empty(z.shape[0], dtype=torch.int64)
+
+
+# torch.compile sees one node instead of an unrolled loop over tiles.
+_search_operator = operator("nearest_code(Tensor z, Tensor codebook) -> Tensor", fake=_fake_search)(search)
 
 
 def count_codes(indices: Tensor, codebook_size: int) -> Tensor:

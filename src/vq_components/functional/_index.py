@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._operators import operator
 from ._search import exact_products, is_exporting, largest_product, tile_size
 
 
@@ -66,7 +67,26 @@ def _tiles(vectors: Tensor, codebook: Tensor) -> Iterator[tuple[slice, list[slic
         yield slice(top, top + rows), parts
 
 
-@torch.library.custom_op("vq_components::index_backprop", mutates_args=())
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, *output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    gradients: tuple[Tensor, Tensor] = _backward_operator(grad.contiguous(), *ctx.saved_tensors)
+    return gradients
+
+
+def _fake_forward(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    number = z.shape[0]  # len() would be a constant to the compiler
+    return torch.empty_like(z), z.new_empty(number, dtype=torch.int64), z.new_empty(number), torch.empty_like(z)
+
+
+@operator(
+    "index_backprop(Tensor z, Tensor codebook) -> (Tensor, Tensor, Tensor, Tensor)",
+    fake=_fake_forward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
 def _forward_operator(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Entries, their indices, and of the softmax the log of its denominator ``(N,)`` and its mean ``(N, D)``."""
     indices = torch.zeros(len(z), dtype=torch.int64, device=z.device)
@@ -89,13 +109,17 @@ def _forward_operator(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tens
     return codebook[indices], indices, log_sum, mean
 
 
-@_forward_operator.register_fake
-def _(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    number = z.shape[0]  # len() would be a constant to the compiler
-    return torch.empty_like(z), z.new_empty(number, dtype=torch.int64), z.new_empty(number), torch.empty_like(z)
+def _fake_backward(
+    grad: Tensor, z: Tensor, codebook: Tensor, indices: Tensor, log_sum: Tensor, mean: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(z), torch.empty_like(codebook)
 
 
-@torch.library.custom_op("vq_components::index_backprop_backward", mutates_args=())
+@operator(
+    "index_backprop_backward(Tensor grad, Tensor z, Tensor codebook, Tensor indices, Tensor log_sum, Tensor mean) "
+    "-> (Tensor, Tensor)",
+    fake=_fake_backward,
+)
 def _backward_operator(
     grad: Tensor, z: Tensor, codebook: Tensor, indices: Tensor, log_sum: Tensor, mean: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -116,22 +140,3 @@ def _backward_operator(
                 grad_z[rows].addmm_(weights, entries)
                 grad_codebook[part].addmm_(weights.T, z[rows])
     return grad_z, grad_codebook
-
-
-@_backward_operator.register_fake
-def _(
-    grad: Tensor, z: Tensor, codebook: Tensor, indices: Tensor, log_sum: Tensor, mean: Tensor
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(z), torch.empty_like(codebook)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output[1:])
-
-
-def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    gradients: tuple[Tensor, Tensor] = _backward_operator(grad.contiguous(), *ctx.saved_tensors)
-    return gradients
-
-
-_forward_operator.register_autograd(_backward, setup_context=_setup_context)

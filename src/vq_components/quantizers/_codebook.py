@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _distributed
+from .._operators import operator
 from ..functional import nearest_code
 from ._revival import DeadCodeRevival, check_revival
 from ._statistics import (
@@ -252,14 +253,24 @@ class Codebook(nn.Module):
         return f"{size}, {dim}, trained_by={self._trained_by()!r}, revival={self.revival}"
 
 
+def _fake_count(
+    z: Tensor,
+    live: Tensor,
+    state: list[Tensor],
+    average: list[Tensor],
+    rule: list[float],
+    apply_first: bool,
+    starts_from_data: bool,
+) -> tuple[Tensor, Tensor]:
+    return z.new_empty(z.shape[0], dtype=torch.int64), z.new_empty(z.shape[0])
+
+
 # Applying, counting and looking up are one opaque operator, for two reasons. Inside a backward, that is when activation
 # checkpointing runs a forward again, it must do nothing but look up; and the compiler must not see its loops.
-@torch.library.custom_op(
-    "vq_components::count_and_look_up",
-    mutates_args=("state", "average"),
-    # Told, because torch before 2.6 cannot read it from the annotations.
-    schema="(Tensor z, Tensor live, Tensor(a!)[] state, Tensor(b!)[] average, float[] rule, bool apply_first, "
-    "bool starts_from_data) -> (Tensor, Tensor)",
+@operator(
+    "count_and_look_up(Tensor z, Tensor live, Tensor(a!)[] state, Tensor(b!)[] average, float[] rule, "
+    "bool apply_first, bool starts_from_data) -> (Tensor, Tensor)",
+    fake=_fake_count,
 )
 def _count_operator(
     z: Tensor,
@@ -281,16 +292,3 @@ def _count_operator(
     indices, distances = look_up(codebook, update_rule, z, live)
     count_(codebook, averages, update_rule, z, live, indices, distances)
     return indices, distances
-
-
-@_count_operator.register_fake
-def _(
-    z: Tensor,
-    live: Tensor,
-    state: list[Tensor],
-    average: list[Tensor],
-    rule: list[float],
-    apply_first: bool,
-    starts_from_data: bool,
-) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape[0], dtype=torch.int64), z.new_empty(z.shape[0])
