@@ -253,15 +253,7 @@ class Codebook(nn.Module):
         return f"{size}, {dim}, trained_by={self._trained_by()!r}, revival={self.revival}"
 
 
-def _fake_count(
-    z: Tensor,
-    live: Tensor,
-    state: list[Tensor],
-    average: list[Tensor],
-    rule: list[float],
-    apply_first: bool,
-    starts_from_data: bool,
-) -> tuple[Tensor, Tensor]:
+def _fake_count(z: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return z.new_empty(z.shape[0], dtype=torch.int64), z.new_empty(z.shape[0])
 
 
